@@ -1,0 +1,57 @@
+"""Space maps: what every method of the toolkit chooses, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from featalign.errors import SpaceMismatch
+from featalign.spaces.graph import Symmetry
+from featalign.transport.plan import Plan
+
+
+@dataclass(frozen=True)
+class SpaceMap:
+    """How one client's space (n units) is moved into the reference space (m units).
+
+    Attributes:
+        out: `O [m, n]`, acts on the rows of every tensor that writes the space.
+        into: `R [n, m]`, acts on the columns of every tensor that reads it.
+        symmetry: the class the pair belongs to; a map within the space's own symmetry leaves the network unchanged.
+        residual: share of the reference's variance that the map leaves unexplained on the probe, if it was measured.
+        shift: `[m]` added to biases that write the space (affine maps), or None.
+    """
+
+    out: torch.Tensor
+    into: torch.Tensor
+    symmetry: Symmetry
+    residual: float = float("nan")
+    shift: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.out.shape != self.into.T.shape:
+            raise SpaceMismatch(f"out-map {tuple(self.out.shape)} and in-map {tuple(self.into.shape)} do not pair")
+
+    @classmethod
+    def identity(cls, size: int) -> SpaceMap:
+        """The reference's own map."""
+        return cls(torch.eye(size), torch.eye(size), Symmetry.PERMUTATION, residual=0.0)
+
+    @classmethod
+    def from_plan(cls, plan: Plan, symmetry: Symmetry = Symmetry.PERMUTATION) -> SpaceMap:
+        """The pair that is exact on duplicated units at any widths: `O = diag(1/b) T^T`, `R = diag(1/a) T`."""
+        coupling = torch.from_numpy(plan.dense())
+        a, b = coupling.sum(1).clamp_min(1e-300), coupling.sum(0).clamp_min(1e-300)
+        return cls((coupling / b).T.float(), (coupling / a[:, None]).float(), symmetry)
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """One map (and, where there is one, the plan behind it) per hidden space, for one client against the reference."""
+
+    maps: Mapping[str, SpaceMap]
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,103 @@
+"""Read activations of any module, batch by batch, without gradients and in eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.errors import NotFinite, ProbeError, SpaceMismatch
+from featalign.spaces.graph import Site
+
+Inputs = torch.Tensor | Iterable[Any]
+
+
+def batches(inputs: Inputs, batch_size: int = 2048) -> Iterator[torch.Tensor]:
+    """Batches of a tensor `[samples, ...]` or of a loader whose items are tensors or tuples that start with one."""
+    empty = True
+    if isinstance(inputs, torch.Tensor):
+        for chunk in inputs.split(batch_size):
+            empty = empty and len(chunk) == 0
+            yield chunk
+    else:
+        for item in inputs:
+            empty = False
+            yield item[0] if isinstance(item, (tuple, list)) else item
+    if empty:
+        raise ProbeError("the probe set is empty; pass a tensor [samples, ...] or a loader with at least one batch")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside, the training flags of every submodule restored after."""
+    training = {name: part.training for name, part in module.named_modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for name, part in module.named_modules():
+            part.training = training[name]
+
+
+def units_last(activations: torch.Tensor, channels_first: bool) -> torch.Tensor:
+    """`[samples * positions, units]` from `[N, C, *positions]` (channels first) or `[N, *positions, units]`."""
+    if channels_first and activations.dim() > 2:
+        activations = activations.movedim(1, -1)
+    return activations.reshape(-1, activations.shape[-1])
+
+
+def stream(
+    module: nn.Module, inputs: Inputs, sites: Sequence[Site], batch_size: int = 2048
+) -> Iterator[tuple[torch.Tensor, dict[Site, torch.Tensor]]]:
+    """Yield `(outputs, {site: activations [samples, units]})` for each batch.
+
+    Convolutional activations give one row per sample and position, token sequences one row per token.
+    Raises `SpaceMismatch` for an unknown submodule and `NotFinite` when a site holds NaN or infinity.
+    """
+    modules = dict(module.named_modules())
+    for site in sites:
+        if site.module not in modules:
+            raise SpaceMismatch(f"no submodule '{site.module}' to read activations from")
+    held: dict[Site, torch.Tensor] = {}
+
+    def keep(site: Site, convolution: bool, value: Any) -> None:
+        tensor = value[0] if isinstance(value, (tuple, list)) else value
+        held[site] = units_last(tensor.detach(), convolution)
+
+    handles = []
+    for site in sites:
+        part = modules[site.module]
+        conv = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
+        if site.side == "in":
+            hook: Any = lambda _m, args, s=site, c=conv: keep(s, c, args[0])  # noqa: E731
+            handles.append(part.register_forward_pre_hook(hook))
+        else:
+            hook = lambda _m, _args, out, s=site, c=conv: keep(s, c, out)  # noqa: E731
+            handles.append(part.register_forward_hook(hook))
+    try:
+        with evaluating(module):
+            for batch in batches(inputs, batch_size):
+                held.clear()
+                outputs = module(batch)
+                for site, activations in held.items():
+                    if not torch.isfinite(activations).all():
+                        raise NotFinite(f"activations at '{site}' hold NaN or infinity; check the client's weights")
+                yield outputs, dict(held)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def collect(
+    module: nn.Module, inputs: Inputs, sites: Sequence[Site], batch_size: int = 2048
+) -> dict[Site, torch.Tensor]:
+    """Activations `[samples, units]` of each site for the whole probe; use `stream` when they do not fit in memory."""
+    parts: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
+    for _, held in stream(module, inputs, sites, batch_size):
+        for site, activations in held.items():
+            parts[site].append(activations)
+    return {site: torch.cat(chunks) for site, chunks in parts.items() if chunks}
