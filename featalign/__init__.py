@@ -1,4 +1,4 @@
-"""featalign: in which basis do separately trained networks agree, and what is lost when they are averaged in the wrong one?
+"""featalign: in which basis do separately trained networks agree, and what does averaging in the wrong one cost?
 
 >>> import featalign as fa
 >>> result = fa.compare([model_a, model_b], probe=x, evaluate=(x_test, y_test))
@@ -15,8 +15,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PACKAGES = (
-    "data", "clients", "spaces", "toy", "dictionaries", "transport", "align", "fuse", "measure", "plots", "report", "bench",
-)  # fmt: skip
+    *("data", "clients", "spaces", "toy", "dictionaries", "transport"),
+    *("align", "fuse", "measure", "plots", "report", "bench"),
+)
 _PIPELINES = {"compare": "featalign.compare"}
 
 __all__ = ["__version__", *_PACKAGES, *_PIPELINES]

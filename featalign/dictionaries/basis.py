@@ -1,7 +1,8 @@
 """Bases: interchangeable ways to read the activations of a space as codes.
 
 Neuron, SAE, transcoder, PCA, ICA, random-dictionary, CCA and joint bases satisfy one protocol, so that everything
-downstream (costs, plans, decodes, measures) takes any of them: neuron-basis OT *is* feature-basis OT with `NeuronBasis`.
+downstream (costs, plans, decodes, measures) takes any of them: neuron-basis OT *is* feature-basis OT with
+`NeuronBasis`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class Plan:
     Attributes:
         coupling: `[n, m]` float64, dense or `scipy.sparse.csr_array`; the mass sent from i to j.
         a, b: the marginals that were asked for, `[n]` and `[m]`, float64.
-        value: primal value of the problem that was solved (transport cost, plus the price of unmatched mass if partial).
+        value: primal value of the problem solved (transport cost, plus the price of unmatched mass if partial).
         lower_bound: dual value of feasible potentials on the full cost; `lower_bound <= value` up to rounding.
         method, reason: the solver that ran and why it was chosen.
         iterations: of the solver; 0 for direct methods.
@@ -50,7 +50,7 @@ class Plan:
 
     @property
     def marginal_error(self) -> float:
-        """Largest excess of a marginal over what was asked for plus, for full plans, largest shortfall, as a share of the mass."""
+        """Total violation of both marginals as a share of the mass; partial plans may fall short, never exceed."""
         rows = np.asarray(self.coupling.sum(axis=1)).ravel() - self.a
         columns = np.asarray(self.coupling.sum(axis=0)).ravel() - self.b
         total = max(float(self.a.sum()), 1e-300)
