@@ -13,18 +13,7 @@ NULL = "#9aa0a6"  # nulls and untrained controls
 REFERENCE = "#3d405b"  # parents, ensembles, joint training
 ACCENT = "#edae49"
 CLIENTS = ("#30638e", "#e07a5f", "#81b29a", "#8d6a9f", "#c8963e", "#5b8e7d", "#b56576", "#6d6875")
-CATEGORIES = (
-    "#00798c",
-    "#d1495b",
-    "#edae49",
-    "#30638e",
-    "#8d6a9f",
-    "#81b29a",
-    "#e07a5f",
-    "#3d405b",
-    "#9aa0a6",
-    "#5b8e7d",
-)
+CATEGORIES = (FEATURE, NEURON, ACCENT, "#30638e", "#8d6a9f", "#81b29a", "#e07a5f", REFERENCE, NULL, "#5b8e7d")
 SEQUENTIAL = [[0.0, "#ffffff"], [0.25, "#cfe6ea"], [0.5, "#7fbcc6"], [0.75, "#2b93a3"], [1.0, "#003d47"]]
 DIVERGING = [[0.0, "#b23a48"], [0.25, "#e8b4b8"], [0.5, "#ffffff"], [0.75, "#a9cfe0"], [1.0, "#1d5c7d"]]
 FONT = "Inter, 'Helvetica Neue', Arial, sans-serif"
