@@ -1,0 +1,108 @@
+"""Partial transport: mass may stay unmatched, at a price per unit of mass or down to a given mass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from scipy.optimize import linear_sum_assignment
+
+from featalign.errors import BadOption
+from featalign.transport.duals import assignment_duals, c_transform, dual_value
+from featalign.transport.exact import simplex
+from featalign.transport.plan import Plan
+from featalign.transport.problem import as_cost, as_masses, is_uniform, positive
+
+
+def partial(cost: Any, a: Any = None, b: Any = None, threshold: float | None = None, mass: float | None = None) -> Plan:
+    """Plan of `cost [n, m]` that leaves mass unmatched; give `threshold` or `mass`.
+
+    Every unit carries `1 / max(n, m)` when no masses are given; given masses need not sum alike.
+
+    With `threshold=tau` it solves `min <C, T> + tau (M - |T|)`, `T 1 <= a`, `T^T 1 <= b`, `M = min(|a|, |b|)`: a unit
+    of mass that could be matched and is not costs `tau`. For uniform masses that is an assignment on `min(C, tau)`
+    whose pairs at `tau` are dropped (exact, and 100 times cheaper than padding). With `mass=s` it matches exactly the
+    mass `s` at least cost (Chapel, Alaya and Gasso 2020).
+
+    Raises `BadOption` unless one of the two options is given and positive, `TransportError` on ill-posed masses.
+    """
+    cost = as_cost(cost)
+    unit = 1.0 / max(cost.shape)
+    a, b = as_masses(a, cost.shape[0], "a", unit), as_masses(b, cost.shape[1], "b", unit)
+    if (threshold is None) == (mass is None):
+        raise BadOption(
+            "partial transport wants threshold= (price of unmatched mass) or mass= (mass to match), not both"
+        )
+    if mass is not None:
+        return _by_mass(cost, a, b, positive(mass, "mass", upper=min(a.sum(), b.sum()) * (1 + 1e-12)))
+    tau = float(threshold)  # type: ignore[arg-type]
+    if not np.isfinite(tau):
+        raise BadOption(f"threshold={threshold!r}: give a finite cost, for example from null_threshold()")
+    if is_uniform(a) and is_uniform(b) and abs(a[0] - b[0]) <= 1e-12 * a[0]:
+        return _clipped_assignment(cost, a, b, tau)
+    return _clipped_simplex(cost, a, b, tau)
+
+
+def _clipped_assignment(cost: np.ndarray, a: np.ndarray, b: np.ndarray, tau: float) -> Plan:
+    clipped = np.minimum(cost, tau)
+    if cost.shape[0] <= cost.shape[1]:
+        rows, columns = linear_sum_assignment(clipped)
+        f, g = assignment_duals(clipped, rows, columns)
+    else:
+        columns, rows = linear_sum_assignment(clipped.T)
+        g, f = assignment_duals(np.ascontiguousarray(clipped.T), columns, rows)
+    unit = a[0]
+    value = float(unit * clipped[rows, columns].sum())
+    kept = cost[rows, columns] < tau
+    rows, columns = rows[kept], columns[kept]
+    coupling = scipy.sparse.csr_array((np.full(len(rows), unit), (rows, columns)), shape=cost.shape)
+    reason = f"price {tau:.6g} of unmatched mass, uniform masses: assignment on the clipped cost"
+    return Plan(coupling, a, b, value, dual_value(f, g, a, b, value), "partial", reason, 0, (f, g))
+
+
+def _clipped_simplex(cost: np.ndarray, a: np.ndarray, b: np.ndarray, tau: float) -> Plan:
+    """The side with more mass sends its surplus to a dummy at no cost."""
+    clipped, surplus = np.minimum(cost, tau), a.sum() - b.sum()
+    pad_row, pad_column = int(surplus < 0), int(surplus > 0)
+    padded = np.pad(clipped, ((0, pad_row), (0, pad_column)))
+    wide_a = np.append(a, [-surplus] * pad_row)
+    wide_b = np.append(b, [surplus] * pad_column)
+    coupling, g = simplex(padded, wide_a, wide_b)
+    f = c_transform(padded, g)
+    value = float((coupling * padded).sum())
+    bound = dual_value(f, g, wide_a, wide_b, value)
+    n, m = cost.shape
+    coupling = np.where(cost < tau, coupling[:n, :m], 0.0)
+    reason = f"price {tau:.6g} of unmatched mass, general masses: network simplex on the clipped cost"
+    return Plan(coupling, a, b, value, bound, "partial", reason, 0, (f[:n], g[:m]))
+
+
+def _by_mass(cost: np.ndarray, a: np.ndarray, b: np.ndarray, mass: float) -> Plan:
+    """Dummies take the mass that stays: `|a| - s` at no cost, and never each other."""
+    n, m = cost.shape
+    spare_a, spare_b = max(a.sum() - mass, 0.0), max(b.sum() - mass, 0.0)
+    shift = float(cost.min())  # the simplex below must not gain by leaving mass on the dummies
+    padded = np.zeros((n + 1, m + 1))
+    padded[:n, :m] = cost - shift
+    padded[n, m] = 2 * float(padded.max()) + 1.0
+    wide_a, wide_b = np.append(a, spare_b), np.append(b, spare_a)
+    coupling, g = simplex(padded, wide_a, wide_b * (wide_a.sum() / wide_b.sum()))
+    f = c_transform(padded, g)
+    coupling = coupling[:n, :m]
+    value = float((coupling * cost).sum())
+    bound = dual_value(f, g, wide_a, wide_b, value - shift * mass) + shift * mass
+    reason = f"mass {mass:.6g} to match: network simplex with dummies"
+    return Plan(coupling, a, b, value, min(bound, value), "partial", reason, 0, (f[:n], g[:m]))
+
+
+def null_threshold(null_cost: Any, quantile: float = 0.95) -> float:
+    """Price of unmatched mass from a null: the `quantile` of each source's best cost under `null_cost [n, m]`.
+
+    `null_cost` is the ground cost after the samples of one client were shuffled, so that no pair is real; a pair
+    worse than `quantile` of the best pairs found by chance is not kept. The default follows the usual 5 % level.
+
+    Raises `NotFinite` or `TransportError` on a malformed cost, `BadOption` on a quantile outside (0, 1].
+    """
+    quantile = positive(quantile, "quantile", upper=1.0)
+    return float(np.quantile(as_cost(null_cost).min(axis=1), quantile))
