@@ -1,0 +1,34 @@
+"""Data sets, partitions between clients and probe sets.
+
+>>> from featalign import data
+>>> digits = data.load("digits")                       # or mnist, fashion-mnist, cifar10: fetched once, then cached
+>>> split = data.partition(digits.train_labels, "special-label", clients=2, special=4, seed=0)
+>>> split.table()                                      # label counts per client
+>>> mine = digits.train_inputs[split.indices[0]]       # client A's samples
+>>> x = data.probe(digits, 400, seed=0)                # unlabelled inputs to compare clients on
+>>> more = data.augment(x, 10_000, recipe="shift-mix") # synthetic ones made from them
+
+`data.describe()` lists the data sets, `data.fetch(name, folder)` brings one into the cache. Inputs are float32, pixels
+in [0, 1]; standard splits are kept. A new data set, scheme or recipe is one entry of `datasets`, `schemes`, `recipes`.
+"""
+
+from featalign.data.datasets import Dataset, Entry, datasets, describe, load
+from featalign.data.fetch import fetch
+from featalign.data.partition import Partition, partition, schemes
+from featalign.data.probe import augment, check_probe, probe, recipes
+
+__all__ = [
+    "Dataset",
+    "Entry",
+    "Partition",
+    "augment",
+    "check_probe",
+    "datasets",
+    "describe",
+    "fetch",
+    "load",
+    "partition",
+    "probe",
+    "recipes",
+    "schemes",
+]
