@@ -1,0 +1,108 @@
+"""What the data can support, said before any training: constant units, dead layers, too few samples, large means."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from featalign.errors import DictionaryError, NotFinite
+
+FIRINGS_PER_LATENT = 50  # methods.md 8: fewer leave a latent to chance
+GAMMA_LIMIT = 5.0
+
+
+class DictionaryWarning(UserWarning):
+    """A dictionary that can be trained but should be read with care; the message names the space."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """Facts about activations `[samples, n]` before a dictionary is trained on them.
+
+    Attributes:
+        samples, units: shape.
+        constant: units whose value never changes.
+        gamma: `|mean| / |std|` of the activation vector; large values predict dead latents unless inputs are centred.
+        rank: participation ratio `(tr C)^2 / tr C^2` of the covariance, the effective number of dimensions.
+    """
+
+    samples: int
+    units: int
+    constant: tuple[int, ...]
+    gamma: float
+    rank: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def place(metadata: Mapping[str, Any] | None) -> str:
+    """How messages name the space a dictionary belongs to."""
+    metadata = metadata or {}
+    parts = [f"{key} '{metadata[key]}'" for key in ("client", "space") if metadata.get(key) is not None]
+    return ", ".join(parts) or "the given activations"
+
+
+def inspect(activations: torch.Tensor, metadata: Mapping[str, Any] | None = None) -> Preflight:
+    """Look at activations `[samples, n]`; raises `DictionaryError` or `NotFinite` where no dictionary makes sense."""
+    where = place(metadata)
+    if activations.dim() != 2:
+        raise DictionaryError(f"{where}: activations of shape {tuple(activations.shape)}; pass [samples, units]")
+    samples, units = activations.shape
+    if samples < 32:
+        raise DictionaryError(
+            f"{where}: {samples} samples cannot support a dictionary of {units} units; pass 32 or more"
+        )
+    if not torch.isfinite(activations).all():
+        raise NotFinite(f"{where}: activations hold NaN or infinity; check the client's weights")
+    mean, std = activations.mean(0), activations.std(0, correction=0)
+    tolerance = 1e-6 * (1 + mean.abs())
+    constant = tuple(torch.nonzero(std <= tolerance).flatten().tolist())
+    if len(constant) == units:
+        raise DictionaryError(f"{where}: all {units} units are constant (a dead layer); there is nothing to decompose")
+    if len(constant) > 0:
+        shown = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
+        _warn(f"{where}: {len(constant)} of {units} units are constant ({shown}); no latent can describe them")
+    spectrum = torch.linalg.svdvals((activations[:4096] - mean).double()) ** 2
+    rank = float(spectrum.sum() ** 2 / (spectrum**2).sum().clamp_min(1e-300))
+    gamma = float(mean.norm() / std.norm())
+    if gamma > GAMMA_LIMIT:
+        _warn(f"{where}: mean {gamma:.1f} times the spread (gamma); inputs are centred, but expect dead latents")
+    return Preflight(samples, units, constant, gamma, rank)
+
+
+def default_k(units: int) -> int:
+    """Latents active per sample when none is asked for: `1.2 sqrt(n)`, at least 2."""
+    return max(2, round(1.2 * units**0.5))
+
+
+def supported_width(samples: int, k: float) -> int:
+    """Most latents that `samples` can support at `k` active each: 50 firings per latent on average."""
+    return max(4, int(samples * k / FIRINGS_PER_LATENT))
+
+
+def choose_width(
+    units: int, samples: int, k: float, width: int | None, metadata: Mapping[str, Any] | None = None
+) -> int:
+    """Width of a dictionary: what was asked for, else 4 n (2 n above 128 units), both capped by the data.
+
+    A request above the cap is lowered with a `DictionaryWarning` that names the space.
+    """
+    if width is not None and width < 1:
+        raise DictionaryError(f"{place(metadata)}: width {width}; pass at least 1")
+    cap = supported_width(samples, k)
+    wanted = width if width is not None else (4 if units <= 128 else 2) * units
+    if wanted > cap and width is not None:
+        _warn(
+            f"{place(metadata)}: width {width} at k={k:g} needs {int(width * FIRINGS_PER_LATENT / k)} samples, "
+            f"there are {samples}; width lowered to {cap}"
+        )
+    return min(wanted, cap)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, DictionaryWarning, stacklevel=4)
