@@ -59,7 +59,8 @@ class Dictionary:
     """A sparse dictionary of one space of one client: a `Basis` with the tensors of sae-lens.
 
     Attributes:
-        architecture: what it was trained as: 'topk', 'relu', 'batchtopk', 'jumprelu', 'gated', 'matryoshka', 'transcoder'.
+        architecture: what it was trained as: 'topk', 'batchtopk', 'relu', 'jumprelu', 'gated', 'matryoshka',
+            'transcoder'.
         tensors: `W_enc [n, F]`, `W_dec [F, m]` (rows of unit norm), `b_enc [F]`, `b_dec [m]`, and what the
             architecture adds (`threshold [F]`; `b_gate`, `b_mag`, `r_mag [F]`).
         k: active latents per sample that were asked for.
@@ -152,7 +153,7 @@ class Dictionary:
         return pd.DataFrame([facts])
 
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, float_format="%.3f")
+        return self.to_frame().round(3).to_html(index=False)
 
     def permuted(self, order: torch.Tensor) -> Dictionary:
         """The same dictionary with its latents in another order `[F]`; reconstructions do not change."""
@@ -212,13 +213,14 @@ def load(folder: Path | str) -> Dictionary:
         raise DictionaryError(f"'{folder}' holds no dictionary ({CONFIG} and {WEIGHTS}); give the folder of one")
     config, tensors = read_json(folder / CONFIG), load_tensors(folder / WEIGHTS)
     metadata = dict(config.get("metadata") or {})
+    metadata.pop("sae_lens_version", None)
     architecture = metadata.pop("training_architecture", None)
     architecture = {"standard": "relu", "matryoshka_batchtopk": "matryoshka"}.get(architecture, architecture)
     if architecture not in INFERENCE or INFERENCE[architecture] != config.get("architecture"):
         architecture = {inference: name for name, inference in reversed(INFERENCE.items())}.get(config["architecture"])
     if architecture is None:
         raise DictionaryError(
-            f"'{folder}': architecture '{config['architecture']}' is not one of {', '.join(INFERENCE)}"
+            f"'{folder}': architecture '{config['architecture']}' is not one of {sorted(set(INFERENCE.values()))}"
         )
     expected = (config["d_in"], config["d_sae"])
     if tuple(tensors.get("W_enc", torch.empty(0)).shape) != expected:

@@ -55,9 +55,9 @@ def train(
             None takes `1.2 sqrt(n)`.
         steps, batch_size, lr: None scales them to the data.
         metadata: what identifies the dictionary (client, space); used in messages and saved with it.
-        targets: what is reconstructed, `[samples, m]`; for transcoders the post-activations (None: `relu(activations)`).
+        targets: what a transcoder reconstructs, the post-activations `[samples, m]`; None takes `relu(activations)`.
 
-    Raises `DictionaryError` for too few samples or a dead layer, `NotFinite` for NaN, `UnknownName` for an architecture.
+    Raises `DictionaryError` for too few samples or a dead layer, `NotFinite` for NaN, `UnknownName` otherwise.
     A tenth of the samples is held out for `quality`. Source: Gao et al. 2024 (arXiv:2406.04093), methods.md 8.
     """
     wanted = {"width": width, "k": k, "steps": steps, "batch_size": batch_size, "lr": lr}
@@ -323,7 +323,7 @@ class Trainer:
         return found
 
     def _refit(self) -> None:
-        """Least-squares decoder for the final codes, row norms moved into the encoder: undoes the penalty's shrinkage."""
+        """Least-squares decoder for the final codes, norms moved into the encoder: undoes the shrinkage."""
         p = self.params
         for s in range(self.stack):
             rows = self.train_rows[:20000]
