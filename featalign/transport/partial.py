@@ -9,6 +9,7 @@ import scipy.sparse
 from scipy.optimize import linear_sum_assignment
 
 from featalign.errors import BadOption
+from featalign.transport.costs import GroundCost
 from featalign.transport.duals import assignment_duals, c_transform, dual_value
 from featalign.transport.exact import simplex
 from featalign.transport.plan import Plan
@@ -96,13 +97,17 @@ def _by_mass(cost: np.ndarray, a: np.ndarray, b: np.ndarray, mass: float) -> Pla
     return Plan(coupling, a, b, value, min(bound, value), "partial", reason, 0, (f[:n], g[:m]))
 
 
-def null_threshold(null_cost: Any, quantile: float = 0.95) -> float:
+def null_threshold(null_cost: Any, quantile: float = 0.95, rows: int = 1024) -> float:
     """Price of unmatched mass from a null: the `quantile` of each source's best cost under `null_cost [n, m]`.
 
-    `null_cost` is the ground cost after the samples of one client were shuffled, so that no pair is real; a pair
-    worse than `quantile` of the best pairs found by chance is not kept. The default follows the usual 5 % level.
+    `null_cost` is the ground cost after the samples of one client were shuffled, so that no pair is real
+    (`GroundCost.null`); a pair worse than `quantile` of the best pairs found by chance is not kept. Of a ground-cost
+    object at most `rows` evenly spaced sources are looked at.
 
     Raises `NotFinite` or `TransportError` on a malformed cost, `BadOption` on a quantile outside (0, 1].
     """
     quantile = positive(quantile, "quantile", upper=1.0)
+    if isinstance(null_cost, GroundCost):
+        n = null_cost.shape[0]
+        null_cost = null_cost.rows(np.linspace(0, n - 1, min(n, rows)).astype(int))
     return float(np.quantile(as_cost(null_cost).min(axis=1), quantile))

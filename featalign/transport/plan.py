@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Plan:
         method, reason: the solver that ran and why it was chosen.
         iterations: of the solver; 0 for direct methods.
         potentials: feasible duals `(f [n], g [m])` behind `lower_bound`, or None.
+
+    Attributes of a plan made by `Plan.deferred` are computed when they are first read: the assignment solver proves
+    optimality as it runs, so its potentials and bound are not recovered until somebody looks at them.
     """
 
     coupling: Any
@@ -31,7 +38,22 @@ class Plan:
     method: str
     reason: str = ""
     iterations: int = 0
-    potentials: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
+    potentials: tuple[np.ndarray, np.ndarray] | None = field(default_factory=lambda: None, repr=False)
+
+    @classmethod
+    def deferred(cls, known: dict[str, Any], later: dict[str, Callable[[Plan], Any]]) -> Plan:
+        """A plan whose attributes in `later` are computed from the plan itself on first access."""
+        plan = object.__new__(cls)
+        plan.__dict__.update(known, _later=later)
+        return plan
+
+    def __getattr__(self, name: str) -> Any:
+        """Reached only by attributes that are not there yet."""
+        later = self.__dict__.get("_later", {})
+        if name not in later:
+            raise AttributeError(f"a plan has no attribute '{name}'")
+        self.__dict__[name] = value = later[name](self)
+        return value
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,11 +72,14 @@ class Plan:
 
     @property
     def marginal_error(self) -> float:
-        """Total violation of both marginals as a share of the mass; partial plans may fall short, never exceed."""
+        """Total violation of both marginals as a share of the mass.
+
+        Partial plans may fall short, never exceed; unbalanced plans deviate by design and report by how much.
+        """
         rows = np.asarray(self.coupling.sum(axis=1)).ravel() - self.a
         columns = np.asarray(self.coupling.sum(axis=0)).ravel() - self.b
         total = max(float(self.a.sum()), 1e-300)
-        if self.method in {"partial", "unbalanced"}:
+        if self.method == "partial":
             rows, columns = rows.clip(min=0), columns.clip(min=0)
         return float(np.abs(rows).sum() + np.abs(columns).sum()) / total
 
@@ -82,6 +107,24 @@ class Plan:
             np.setdiff1d(np.arange(self.shape[0]), pairs[:, 0]),
             np.setdiff1d(np.arange(self.shape[1]), pairs[:, 1]),
         )
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per matched pair: source, target, mass."""
+        import pandas as pd
+
+        pairs = self.pairs
+        mass = scipy.sparse.csr_array(self.coupling)[pairs[:, 0], pairs[:, 1]] if len(pairs) else []
+        return pd.DataFrame({"source": pairs[:, 0], "target": pairs[:, 1], "mass": np.asarray(mass, dtype=float)})
+
+    def _repr_html_(self) -> str:
+        import html
+
+        cells = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(name.replace('_', ' '))}</th>"
+            f"<td>{html.escape(f'{value:.6g}' if isinstance(value, float) else str(value))}</td></tr>"
+            for name, value in self.to_dict().items()
+        )
+        return f"<table>{cells}</table>"
 
     def to_dict(self) -> dict[str, Any]:
         """Certificate as plain numbers, without the coupling."""

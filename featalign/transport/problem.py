@@ -12,11 +12,13 @@ MASS_TOLERANCE = 1e-6  # relative; float32 masses that should sum to one do so t
 
 
 def as_cost(cost: Any) -> np.ndarray:
-    """Ground cost `[n, m]` as a float64 array; arrays and torch tensors are taken.
+    """Ground cost `[n, m]` as a float64 array; arrays, torch tensors and ground-cost objects are taken.
 
     Raises `TransportError` when it is not a matrix or has no rows or columns, `NotFinite` on NaN or infinity.
     """
-    if hasattr(cost, "detach"):
+    if hasattr(cost, "dense"):
+        cost = cost.dense()
+    elif hasattr(cost, "detach"):
         cost = cost.detach().cpu().numpy()
     array = np.asarray(cost, dtype=np.float64)
     if array.ndim != 2:

@@ -6,25 +6,36 @@ from collections.abc import Callable
 from typing import Any
 
 from featalign.registry import Registry
+from featalign.transport.costs import GroundCost
 from featalign.transport.exact import exact
 from featalign.transport.partial import partial
 from featalign.transport.plan import Plan
+from featalign.transport.sparse import sparse
 
 SOLVERS: Registry[Callable[..., Plan]] = Registry("transport method")
 SOLVERS.register("exact")(exact)
 SOLVERS.register("partial")(partial)
+SOLVERS.register("sparse")(sparse)
+
+DENSE_LIMIT = 6000 * 6000  # entries of a ground-cost object up to which it is held whole (288 MB)
 
 
 @SOLVERS.register("auto")
 def auto(cost: Any, a: Any = None, b: Any = None, **options: Any) -> Plan:
-    """Choose a solver by what is asked: `threshold` or `mass` mean partial, everything else is exact."""
+    """Choose a solver by what is asked and by size.
+
+    Ground-cost objects of more than `DENSE_LIMIT` entries go to `sparse`; `threshold` or `mass` mean `partial`;
+    everything else is `exact` (which takes assignment or network simplex by shape and masses).
+    """
+    if isinstance(cost, GroundCost) and cost.shape[0] * cost.shape[1] > DENSE_LIMIT and options.get("mass") is None:
+        return sparse(cost, a, b, **options)
     if options.get("threshold") is not None or options.get("mass") is not None:
         return partial(cost, a, b, **options)
     return exact(cost, a, b, **options)
 
 
 def solve(cost: Any, a: Any = None, b: Any = None, method: str = "auto", **options: Any) -> Plan:
-    """Transport plan of `cost [n, m]` (array or tensor) between masses `a [n]` and `b [m]`, with its certificate.
+    """Transport plan of `cost [n, m]` (array, tensor or `GroundCost`) between masses `a [n]` and `b [m]`.
 
     `method` is a name in `SOLVERS`; options are those of the solver of that name. Masses default to uniform.
 

@@ -1,0 +1,132 @@
+"""Candidate pairs of a large cost: the few that an optimal plan could use, and the sweep that proves it or finds more.
+
+A pair is the key `i * m + j`; keys are kept sorted, so that they are rows of a CSR matrix as they stand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse
+
+from featalign.transport.costs import GroundCost
+
+CROWDED = 6  # candidates per row beyond CROWDED * k (ties, generous thresholds) are thinned out at random
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Sorted keys `[e]` of pairs of a cost of `shape`, and their costs `[e]` in float64."""
+
+    shape: tuple[int, int]
+    keys: np.ndarray
+    costs: np.ndarray
+
+    @property
+    def sources(self) -> np.ndarray:
+        """`[e]`."""
+        return self.keys // self.shape[1]
+
+    @property
+    def targets(self) -> np.ndarray:
+        """`[e]`."""
+        return self.keys % self.shape[1]
+
+    def merged(self, keys: np.ndarray, costs: np.ndarray) -> Candidates:
+        """With more pairs; those already there are ignored."""
+        all_keys, first = np.unique(np.concatenate([self.keys, keys]), return_index=True)
+        return Candidates(self.shape, all_keys, np.concatenate([self.costs, costs])[first])
+
+    def matrix(self, values: np.ndarray) -> scipy.sparse.csr_array:
+        """CSR matrix with `values [e]` on the pairs."""
+        starts = np.searchsorted(self.keys, np.arange(self.shape[0] + 1) * self.shape[1])
+        return scipy.sparse.csr_array((values, self.targets, starts), shape=self.shape)
+
+
+def select(
+    cost: GroundCost, k: int, g: np.ndarray, price: float | None = None, always: np.ndarray | None = None
+) -> Candidates:
+    """About `k` cheapest pairs of every row and of every column, by cost less `g [m]`, and below `price` if given.
+
+    Quantiles are read off evenly spaced samples of rows and columns. `always`: keys that are candidates in any case,
+    so that a feasible plan exists.
+    """
+    n, m = cost.shape
+    column_limit = _column_limits(cost, k, g, price)
+    rng = np.random.default_rng(0)
+    stride = max(1, m // _sample_size(m, k))
+    keys, costs = [], []
+    for part in cost.blocks():
+        block = cost.rows(part)
+        reduced = block - g.astype(block.dtype) if g.any() else block
+        row_limit = _quantile(reduced[:, ::stride], k / m, axis=1)
+        chosen = (reduced <= row_limit[:, None]) | (reduced <= column_limit)
+        if price is not None:
+            chosen &= block < price
+        if chosen.sum() > CROWDED * k * len(block):
+            chosen = _thinned(chosen, k, rng)
+        if always is not None:
+            inside = always[(always >= part.start * m) & (always < part.stop * m)]
+            chosen[inside // m - part.start, inside % m] = True
+        i, j = np.nonzero(chosen)
+        keys.append((i + part.start) * m + j)
+        costs.append(block[i, j].astype(np.float64))
+    return Candidates((n, m), np.concatenate(keys), np.concatenate(costs))
+
+
+def sweep(
+    cost: GroundCost, f: np.ndarray, g: np.ndarray, price: float | None, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One pass over the full cost: the c-transform of `g [m]`, and the pairs that forbid `f [n]`.
+
+    Returns:
+        f that is feasible on the full cost, `[n]` (lowered by the rounding of the cost's precision);
+        keys and costs of pairs with `C_ij < f_i + g_j`, at most `CROWDED * k` per row on average.
+    """
+    feasible, keys, costs = np.empty(cost.shape[0]), [], []
+    rng = np.random.default_rng(1)
+    for part in cost.blocks():
+        block = cost.rows(part)
+        slack = block - g.astype(block.dtype)
+        lowest = slack.min(axis=1).astype(np.float64)
+        if block.dtype == np.float32:
+            lowest -= 4 * np.finfo(np.float32).eps * (np.abs(lowest) + float(np.abs(g).max()))
+        feasible[part] = lowest if price is None else np.minimum(lowest, price)
+        limit = f[part] - 1e-12 * max(1e-300, float(np.abs(lowest).max()))
+        broken = np.flatnonzero(lowest < limit)
+        if len(broken):
+            chosen = slack[broken] < limit[broken, None]
+            if chosen.sum() > CROWDED * k * len(broken):
+                chosen = _thinned(chosen, k, rng)
+            i, j = np.nonzero(chosen)
+            keys.append((broken[i] + part.start) * cost.shape[1] + j)
+            costs.append(block[broken[i], j].astype(np.float64))
+    if not keys:
+        return feasible, np.zeros(0, dtype=np.int64), np.zeros(0)
+    return feasible, np.concatenate(keys), np.concatenate(costs)
+
+
+def _sample_size(size: int, k: int) -> int:
+    """Samples from which the `k / size` quantile can be read to within about a third."""
+    return min(size, max(256, 3 * size // k))
+
+
+def _quantile(values: np.ndarray, share: float, axis: int) -> np.ndarray:
+    size = values.shape[axis]
+    rank = min(size - 1, round(share * size))
+    return np.take(np.partition(values, rank, axis=axis), rank, axis=axis)
+
+
+def _column_limits(cost: GroundCost, k: int, g: np.ndarray, price: float | None) -> np.ndarray:
+    n, m = cost.shape
+    sample = cost.rows(np.linspace(0, n - 1, _sample_size(n, k)).astype(int))
+    if price is not None and (sample < price).mean() * m <= 2 * k:
+        return np.full(m, np.inf, dtype=sample.dtype)  # few pairs beat the price: all of them are candidates
+    return _quantile(sample - g.astype(sample.dtype), k / n, axis=0)
+
+
+def _thinned(chosen: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """Keep each choice with the probability that leaves about `k` per row."""
+    keep = np.minimum(1.0, k / np.maximum(chosen.sum(axis=1), 1))
+    return chosen & (rng.random(chosen.shape, dtype=np.float32) < keep[:, None])
