@@ -56,6 +56,13 @@ class DenseCost(GroundCost):
         self.matrix = as_cost(matrix)
         self.shape = self.matrix.shape
 
+    @classmethod
+    def checked(cls, matrix: np.ndarray) -> DenseCost:
+        """Of a matrix that was checked before."""
+        cost = object.__new__(cls)
+        cost.matrix, cost.shape = matrix, matrix.shape
+        return cost
+
     def rows(self, index: slice | np.ndarray) -> np.ndarray:
         return self.matrix[index]
 
@@ -63,7 +70,7 @@ class DenseCost(GroundCost):
         return self.matrix
 
     def transposed(self) -> GroundCost:
-        return DenseCost(np.ascontiguousarray(self.matrix.T))
+        return DenseCost.checked(np.ascontiguousarray(self.matrix.T))
 
 
 class FactoredCost(GroundCost):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+from featalign.errors import BadOption
 from featalign.registry import Registry
 from featalign.transport.costs import GroundCost
 from featalign.transport.exact import exact
@@ -27,11 +29,13 @@ def auto(cost: Any, a: Any = None, b: Any = None, **options: Any) -> Plan:
     Ground-cost objects of more than `DENSE_LIMIT` entries go to `sparse`; `threshold` or `mass` mean `partial`;
     everything else is `exact` (which takes assignment or network simplex by shape and masses).
     """
+    if not options and not isinstance(cost, GroundCost):
+        return exact(cost, a, b)
     if isinstance(cost, GroundCost) and cost.shape[0] * cost.shape[1] > DENSE_LIMIT and options.get("mass") is None:
-        return sparse(cost, a, b, **options)
+        return solve(cost, a, b, "sparse", **options)
     if options.get("threshold") is not None or options.get("mass") is not None:
-        return partial(cost, a, b, **options)
-    return exact(cost, a, b, **options)
+        return solve(cost, a, b, "partial", **options)
+    return solve(cost, a, b, "exact", **options)
 
 
 def solve(cost: Any, a: Any = None, b: Any = None, method: str = "auto", **options: Any) -> Plan:
@@ -43,6 +47,12 @@ def solve(cost: Any, a: Any = None, b: Any = None, method: str = "auto", **optio
     >>> plan = solve(cost, method="partial", threshold=0.4)   # pairs worse than 0.4 stay unmatched
     >>> plan.value, plan.lower_bound, plan.gap, plan.pairs
 
-    Raises `UnknownName` for an unknown method and subclasses of `FeatalignError` for ill-posed problems.
+    Raises `UnknownName` for an unknown method, `BadOption` for an option the method does not have, and subclasses of `FeatalignError` for ill-posed problems.
     """
-    return SOLVERS[method](cost, a, b, **options)
+    solver = SOLVERS[method]
+    if options and solver is not auto:
+        known = list(inspect.signature(solver).parameters)[3:]
+        for name in options:
+            if name not in known:
+                raise BadOption(f"transport method '{method}' has no option '{name}'; options: {', '.join(known)}")
+    return solver(cost, a, b, **options)
