@@ -32,6 +32,7 @@ class Architecture:
     k: float
     penalty: torch.Tensor = field(init=False)
     steered = False  # whether `penalty` is steered towards L0 = k
+    pointwise = False  # whether active entries alone decide the gradient, so that sparse products apply
     rescalable = False  # whether scaling a decoder row can be undone in the encoder exactly
 
     def __post_init__(self) -> None:
@@ -47,6 +48,10 @@ class Architecture:
 
     def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
         """Codes of pre-activations."""
+        raise NotImplementedError
+
+    def select(self, pre: torch.Tensor) -> np.ndarray:
+        """Flat positions of the active entries of `pre [B, F]`, where codes equal pre-activations (pointwise only)."""
         raise NotImplementedError
 
     def backward(
@@ -77,8 +82,13 @@ def kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
 class TopK(Architecture):
     """The k largest pre-activations of each sample, where positive (Gao et al. 2024, arXiv:2406.04093)."""
 
+    pointwise = True
+
     def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
         return pre * (pre >= kth_largest(pre, int(self.k)).clamp_min(1e-12))
+
+    def select(self, pre: torch.Tensor) -> np.ndarray:
+        return np.flatnonzero((pre >= kth_largest(pre, int(self.k)).clamp_min(1e-12)).numpy())
 
 
 @ARCHITECTURES.register("relu")
@@ -86,10 +96,14 @@ class ReluL1(Architecture):
     """ReLU codes under an L1 penalty (Bricken et al. 2023); the coefficient is steered towards L0 = k."""
 
     steered = True
+    pointwise = True
     rescalable = True
 
     def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
         return pre.relu()
+
+    def select(self, pre: torch.Tensor) -> np.ndarray:
+        return np.flatnonzero((pre > 0).numpy())
 
     def backward(
         self, dz: torch.Tensor, pre: torch.Tensor, codes: torch.Tensor, params: Tensors, grads: Tensors

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from featalign.dictionaries import preflight
+from featalign.dictionaries import preflight, products
 from featalign.dictionaries.architectures import ARCHITECTURES, Architecture, Tensors
 from featalign.dictionaries.dictionary import INFERENCE, Dictionary, Quality
 from featalign.errors import BadOption, DictionaryError
@@ -232,27 +232,53 @@ class Trainer:
         y = x if self.x is self.y else torch.stack([data[r] for data, r in zip(self.y, rows)])
         p = self.params
         pre = torch.baddbmm(p["b_enc"][:, None], x, p["encoder"].transpose(1, 2))
-        codes = self.arch.activate(pre, p)
-        error = torch.baddbmm(p["b_dec"][:, None], codes, p["decoder"]).sub_(y)
-        residual_share = error.pow(2).mean((1, 2)) if record else None
-        g = error * (2 / (y.shape[1] * x.shape[1]))
-        for grad in self.grads.values():
-            grad.zero_()
-        torch.bmm(codes.transpose(1, 2), g, out=self.grads["decoder"])
-        dz = g @ p["decoder"].transpose(1, 2)
-        dpre = self.arch.backward(dz, pre, codes, p, self.grads)
-        torch.bmm(dpre.transpose(1, 2), x, out=self.grads["encoder"])
-        self.grads["b_enc"] += dpre.sum(1)
-        self.grads["b_dec"] += g.sum(1)
-        fired = (codes > 0).sum(1)
+        sparse = self.arch.pointwise and x.device.type == "cpu" and products.available()
+        error, fired = (self._sparse_gradients if sparse else self._dense_gradients)(x, y, pre)
         self._revive(fired, pre, x, error)
         self._update()
         l0 = fired.sum(1) / x.shape[1]
         if self.arch.steered:
             self._steer(l0)
         if record:
-            self._record(residual_share, y, l0)
+            self._record(error, y, l0)
         self.step += 1
+
+    def _dense_gradients(
+        self, x: torch.Tensor, y: torch.Tensor, pre: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        p, grads = self.params, self.grads
+        for grad in grads.values():
+            grad.zero_()
+        codes = self.arch.activate(pre, p)
+        error = torch.baddbmm(p["b_dec"][:, None], codes, p["decoder"]).sub_(y)
+        g = error * (2 / (y.shape[1] * y.shape[2]))
+        torch.bmm(codes.transpose(1, 2), g, out=grads["decoder"])
+        dpre = self.arch.backward(g @ p["decoder"].transpose(1, 2), pre, codes, p, grads)
+        torch.bmm(dpre.transpose(1, 2), x, out=grads["encoder"])
+        grads["b_enc"] += dpre.sum(1)
+        grads["b_dec"] += g.sum(1)
+        return error, (codes > 0).sum(1)
+
+    def _sparse_gradients(
+        self, x: torch.Tensor, y: torch.Tensor, pre: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        p, grads = self.params, self.grads
+        error, fired = torch.empty_like(y), torch.empty_like(self.since_fired, dtype=torch.long)
+        for s in range(self.stack):
+            flat = self.arch.select(pre[s])
+            active = products.Active(flat, (pre.shape[1], pre.shape[2]))
+            values = pre[s].reshape(-1)[torch.from_numpy(flat)]
+            error[s] = active.decode(values, p["decoder"][s]).add_(p["b_dec"][s]).sub_(y[s])
+            g = error[s] * (2 / (y.shape[1] * y.shape[2]))
+            grads["decoder"][s] = active.transposed(values, g)
+            dpre = active.sample(g, p["decoder"][s])
+            if self.arch.steered:
+                dpre += self.arch.penalty[s, 0] / len(g)
+            grads["encoder"][s] = active.transposed(dpre, x[s])
+            grads["b_enc"][s] = torch.bincount(active.columns, dpre, self.plan.width)
+            grads["b_dec"][s] = g.sum(0)
+            fired[s] = active.fired
+        return error, fired
 
     def _update(self) -> None:
         warm = min(1.0, (self.step + 1) / max(1, min(50, self.plan.steps // 20)))
@@ -290,8 +316,8 @@ class Trainer:
             self.grads["encoder"][s, index] += dpre.T @ x[s]
             self.grads["b_enc"][s, index] += dpre.sum(0)
 
-    def _record(self, residual_share: torch.Tensor | None, y: torch.Tensor, l0: torch.Tensor) -> None:
-        assert residual_share is not None
+    def _record(self, error: torch.Tensor, y: torch.Tensor, l0: torch.Tensor) -> None:
+        residual_share = error.pow(2).mean((1, 2))
         variance = (y - y.mean(1, keepdim=True)).pow(2).mean((1, 2))
         dead = (self.since_fired > max(20, DEAD_WINDOW * self.plan.steps)).sum(1)
         for s in range(self.stack):
