@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,6 +50,23 @@ def units_last(activations: torch.Tensor, channels_first: bool) -> torch.Tensor:
     return activations.reshape(-1, activations.shape[-1])
 
 
+def units_of(activations: torch.Tensor, site: Site) -> torch.Tensor:
+    """`[samples * positions * copies, units]` of a site that names its dimension."""
+    moved = activations.movedim(site.dim or 0, -1)
+    if site.size is None:
+        return moved.reshape(-1, moved.shape[-1])
+    length = site.tile * site.size * site.repeat
+    part = moved[..., site.offset : site.offset + length]
+    return part.reshape(-1, site.tile, site.size, site.repeat).movedim(2, -1).reshape(-1, site.size)
+
+
+def first_tensor(value: Any) -> torch.Tensor:
+    """The tensor itself, or the first one of a tuple, list or mapping (model outputs with named fields)."""
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    return first_tensor(value[0]) if isinstance(value, (tuple, list)) else value
+
+
 def stream(
     module: nn.Module, inputs: Inputs, sites: Sequence[Site], batch_size: int = 2048
 ) -> Iterator[tuple[torch.Tensor, dict[Site, torch.Tensor]]]:
@@ -65,8 +82,8 @@ def stream(
     held: dict[Site, torch.Tensor] = {}
 
     def keep(site: Site, convolution: bool, value: Any) -> None:
-        tensor = value[0] if isinstance(value, (tuple, list)) else value
-        held[site] = units_last(tensor.detach(), convolution)
+        tensor = first_tensor(value).detach().clone()  # a nonlinearity in place would overwrite what is held
+        held[site] = units_last(tensor, convolution) if site.dim is None else units_of(tensor, site)
 
     handles = []
     for site in sites:
@@ -82,7 +99,7 @@ def stream(
         with evaluating(module):
             for batch in batches(inputs, batch_size):
                 held.clear()
-                outputs = module(batch)
+                outputs = first_tensor(module(batch))
                 for site, activations in held.items():
                     if not torch.isfinite(activations).all():
                         raise NotFinite(f"activations at '{site}' hold NaN or infinity; check the client's weights")

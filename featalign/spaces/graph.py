@@ -8,8 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from featalign.errors import SpaceMismatch
+
+if TYPE_CHECKING:
+    from featalign.spaces.check import Check
 
 
 class Symmetry(StrEnum):
@@ -40,10 +46,23 @@ class Axis:
 
 @dataclass(frozen=True)
 class Site:
-    """Where activations are read: the input or the output of a named submodule (`""` is the module itself)."""
+    """Where activations are read: the input or the output of a named submodule (`""` is the module itself).
+
+    Attributes:
+        side: "in" or "out".
+        dim: the dimension that holds the units; None stands for channels (1) of convolutions and batch
+            normalisations, the last one of everything else.
+        size, repeat, tile, offset: where the units lie along it if they are not all of it, as in `Axis`; repeated
+            entries count as samples.
+    """
 
     module: str
-    side: str = "out"  # "in" or "out"
+    side: str = "out"
+    dim: int | None = None
+    size: int | None = None
+    repeat: int = 1
+    tile: int = 1
+    offset: int = 0
 
     def __str__(self) -> str:
         return f"{self.module}:{self.side}"
@@ -59,6 +78,9 @@ class Space:
         writers, readers: parameter axes transformed by the out-map and by the in-map.
         symmetry: what may be applied without changing the network.
         pre, post: where the space is seen before and after its nonlinearity; equal for linear spaces.
+        scales: parameter axes that hold one gain per unit (normalisation gains, running variances, depthwise
+            filters): they follow a map by its absolute values normalised per row, so that equal gains stay equal.
+        sites: every place where the space is seen, in order; a residual stream has many.
     """
 
     name: str
@@ -68,6 +90,8 @@ class Space:
     symmetry: Symmetry = Symmetry.PERMUTATION
     pre: Site | None = None
     post: Site | None = None
+    scales: tuple[Axis, ...] = ()
+    sites: tuple[Site, ...] = ()
 
     @property
     def pinned(self) -> bool:
@@ -91,6 +115,38 @@ class SpaceGraph:
     spaces: tuple[Space, ...]
     layers: tuple[Layer, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)
+    module: nn.Module | None = field(default=None, compare=False, repr=False)
+    example: Any = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def trace(cls, module: nn.Module, example_input: Any, *, partial: bool = False) -> SpaceGraph:
+        """Find the spaces of any module by running it once on an example.
+
+        Args:
+            example_input: a tensor `[samples, ...]`, a tuple of positional or a mapping of keyword arguments.
+            partial: accept control flow that depends on the data and trace the branch the example takes.
+
+        What is not understood keeps its basis and is named in `warnings`. Raises `TraceError` when the module fails
+        on the example or reads its own data.
+        """
+        from featalign.spaces.assemble import trace
+
+        return trace(module, example_input, partial)
+
+    def check(
+        self,
+        module: nn.Module | None = None,
+        example_input: Any = None,
+        *,
+        tolerance: float = 1e-5,
+        seed: int = 0,
+    ) -> Check:
+        """Apply a random admissible transform to every hidden space and compare outputs; a traced graph brings its
+        module and example. Raises `TraceError` when outputs move by more than `tolerance` relative.
+        """
+        from featalign.spaces.check import check
+
+        return check(self, module, example_input, tolerance, seed)
 
     def __getitem__(self, name: str) -> Space:
         for space in self.spaces:

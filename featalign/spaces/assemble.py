@@ -1,0 +1,199 @@
+"""Turn a recorded forward pass into a `SpaceGraph`: leaves become spaces, with names, roles, symmetries and sites."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from featalign.spaces.axes import Node, Place, places
+from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry
+from featalign.spaces.handlers import Origin
+from featalign.spaces.trace import Tracer, Version, run
+
+log = logging.getLogger(__name__)
+
+
+def trace(module: nn.Module, example: Any, partial: bool = False) -> SpaceGraph:
+    """`SpaceGraph.trace` (see there)."""
+    tracer = run(module, example, partial)
+    graph = Assembly(module, tracer).graph(example)
+    for warning in graph.warnings:
+        log.warning(warning)
+    return graph
+
+
+class Draft:
+    """A space while its axes are gathered."""
+
+    def __init__(self, name: str, size: int, symmetry: Symmetry):
+        self.name, self.size, self.symmetry = name, size, symmetry
+        self.axes: dict[str, list[Axis]] = {"writer": [], "reader": [], "scale": []}
+        self.sites: list[tuple[Site, Version]] = []
+
+
+class Assembly:
+    """Gathers the parameter axes and sightings of every leaf."""
+
+    def __init__(self, module: nn.Module, tracer: Tracer):
+        self.module, self.tracer = module, tracer
+        self.drafts: dict[tuple[int, ...], Draft] = {}
+        self.taken: set[str] = set()
+        self.of_axis: dict[Origin, list[Draft]] = {}
+        self.aliases: dict[int, list[str]] = {}
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            self.aliases.setdefault(id(tensor), []).append(name)
+
+    def graph(self, example: Any) -> SpaceGraph:
+        """The finished graph."""
+        axes = [
+            (name, k, dim.node)
+            for name in self.tracer.used
+            for k, dim in enumerate(self.tracer.parameters[name].dims)
+            if dim.node is not None and dim.node.root.label != "kernel"
+        ]
+        for name, k, node in axes:
+            self.restrict(name, k, node)
+        for writers in (True, False):  # spaces are named and ordered by what writes them first
+            for name, k, node in axes:
+                if (self.role(name, k) == "writer") == writers:
+                    self.draft(name, k, node)
+        for name, k, node in axes:
+            self.place(name, k, node)
+        self.see()
+        order = {name: index for index, name in enumerate(self.tracer.used)}
+        drafts = sorted(self.drafts.values(), key=lambda draft: self.rank(draft, order))
+        layers = tuple(self.layers())
+        spaces = tuple(self.finish(draft) for draft in drafts)
+        return SpaceGraph(spaces, layers, tuple(self.tracer.warnings), self.module, example)
+
+    def role(self, name: str, k: int) -> str:
+        """How a parameter dimension takes part in its space."""
+        roles = self.tracer.roles.get((name, k), set())
+        if roles == {"scale"}:
+            return "scale"
+        return "reader" if roles and "writer" not in roles and "scale" not in roles else "writer"
+
+    def restrict(self, name: str, k: int, node: Node) -> None:
+        """What cannot be written down as an axis is pinned; what is read and written (ties) is only rotated."""
+        roles = self.tracer.roles.get((name, k), set())
+        if "reader" in roles and len(roles) > 1:
+            node.constrain(Symmetry.ORTHOGONAL)
+        for place in places(node):
+            if not place.exact:
+                place.leaf.pin()
+
+    def draft(self, name: str, k: int, node: Node) -> None:
+        """Open the spaces along one parameter dimension; one pinned space where all of it is pinned."""
+        if node.pinned:
+            leaves = list(node.leaves)
+            key = tuple(id(leaf) for leaf in leaves)
+            if key not in self.drafts:
+                label = "input" if any(leaf.label == "input" for leaf in leaves) else ""
+                self.drafts[key] = Draft(self.name(name, label), node.root.size, Symmetry.PINNED)
+            return
+        for place in places(node):
+            leaf = place.leaf
+            if (id(leaf),) not in self.drafts and leaf.symmetry is not Symmetry.PINNED:
+                self.drafts[(id(leaf),)] = Draft(self.name(name, leaf.label), leaf.size, leaf.symmetry)
+
+    def name(self, parameter: str, label: str) -> str:
+        """Module that writes the space, with the label of a factor; unique."""
+        module = parameter.rpartition(".")[0] or parameter
+        choices = ["input"] if label == "input" else [f"{module}.{label}" if label else module, f"{parameter}.{label}"]
+        choices += [f"{choices[0]}.{count}" for count in range(1, len(self.taken) + 2)]
+        chosen = next(choice.rstrip(".") for choice in choices if choice.rstrip(".") not in self.taken)
+        self.taken.add(chosen)
+        return chosen
+
+    def place(self, name: str, k: int, node: Node) -> None:
+        """File the axes of one parameter dimension (under every name the tensor goes by)."""
+        role = self.role(name, k)
+        found = self.of_axis.setdefault((name, k), [])
+        key = tuple(id(leaf) for leaf in node.leaves)
+        spots = [(self.drafts[key], Place(node.root))] if key in self.drafts and node.pinned else []
+        spots += [
+            (self.drafts[(id(place.leaf),)], place)
+            for place in places(node)
+            if not node.pinned and (id(place.leaf),) in self.drafts
+        ]
+        for draft, place in spots:
+            found.append(draft)
+            for alias in self.aliases[id(self.tracer.parameters[name].tensor)]:
+                draft.axes[role].append(Axis(alias, k, place.repeat, place.tile, place.offset))
+
+    def rank(self, draft: Draft, order: dict[str, int]) -> tuple[int, int]:
+        """Topological position: the input, then spaces by the first parameter that writes them."""
+        first = draft.axes["writer"] or draft.axes["scale"]
+        positions = [order.get(axis.parameter, len(order)) for axis in first]
+        return (1, min(positions)) if positions else (0, 0)
+
+    def layers(self) -> Iterator[Layer]:
+        """Modules whose weight reads one space and writes another, in order of use."""
+        for name in self.tracer.used:
+            module, _, parameter = name.rpartition(".")
+            if parameter != "weight" or len(self.tracer.parameters[name].dims) < 2:
+                continue
+            ends = {role: [d for k in (0, 1) if self.role(name, k) == role for d in self.of_axis.get((name, k), [])]
+                    for role in ("reader", "writer")}  # fmt: skip
+            if ends["reader"] and ends["writer"]:
+                widest = {role: max(drafts, key=lambda draft: draft.size) for role, drafts in ends.items()}
+                yield Layer(module, widest["reader"].name, widest["writer"].name)
+
+    def see(self) -> None:
+        """File every module boundary at which a space was seen; modules that run twice are ambiguous."""
+        exact: dict[int, bool] = {}
+        for whole in (True, False):
+            for sighting in self.tracer.sightings:
+                if self.tracer.calls[sighting.module] > 1 or not sighting.module:
+                    continue
+                for k, dim in enumerate(sighting.dims):
+                    if k == 0 or dim.node is None:
+                        continue
+                    for place in places(dim.node):
+                        draft = self.drafts.get((id(place.leaf),))
+                        if draft is None or (dim.node.root is place.leaf) != whole or not (place.exact or whole):
+                            continue
+                        if whole or not exact.get(id(place.leaf)):
+                            site = self.site(sighting.module, sighting.side, k, len(sighting.dims), place, whole)
+                            draft.sites.append((site, sighting.version))
+                            exact[id(place.leaf)] = exact.get(id(place.leaf), False) or whole
+
+    def site(self, module: str, side: str, dim: int, rank: int, place: Place, whole: bool) -> Site:
+        """A site; its dimension is left out where the module's type says it."""
+        part = self.module.get_submodule(module)
+        channels = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
+        usual = 1 if channels and rank > 2 else rank - 1
+        if whole:
+            return Site(module, side, None if dim == usual else dim)
+        return Site(module, side, dim, place.leaf.size, place.repeat, place.tile, place.offset)
+
+    def finish(self, draft: Draft) -> Space:
+        """The space, with its places before and after the last nonlinearity."""
+        pre, post = self.before_and_after(draft)
+        sites = tuple(dict.fromkeys(site for site, _ in draft.sites))
+        axes = {role: tuple(found) for role, found in draft.axes.items()}
+        return Space(
+            draft.name, draft.size, axes["writer"], axes["reader"], draft.symmetry, pre, post, axes["scale"], sites
+        )
+
+    def before_and_after(self, draft: Draft) -> tuple[Site | None, Site | None]:
+        """`post` is the last tensor in which the space is seen, `pre` the input of the nonlinearity before it."""
+        if not draft.sites:
+            return None, None
+
+        def first(version: Version) -> Site | None:
+            same = [site for site, seen in draft.sites if seen == version]
+            return next((site for site in same if site.side == "out"), same[0] if same else None)
+
+        seen = {version for _, version in draft.sites}
+        last = draft.sites[-1][1]
+        post = first(last)
+        candidates = [
+            (clock, version)
+            for version, (_, clock) in self.tracer.nonlinear.items()
+            if version in seen and version != last
+        ]
+        return (first(max(candidates)[1]) if candidates else post), post

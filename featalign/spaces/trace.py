@@ -1,0 +1,305 @@
+"""Trace a module: run it once on an example and unite the tensor axes that its operations tie together.
+
+The recording sits below autograd, at the ATen operations that really run, so that any `nn.Module` is read as it is:
+no symbolic proxies, no rewriting, the branch taken by the example.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from featalign.errors import TraceError
+from featalign.spaces import handlers_layers, handlers_shape  # noqa: F401 - they register themselves
+from featalign.spaces.axes import Node, unite
+from featalign.spaces.capture import evaluating
+from featalign.spaces.graph import Symmetry
+from featalign.spaces.handlers import (
+    HANDLERS,
+    Call,
+    Dim,
+    Dims,
+    Origin,
+    Value,
+    elementwise,
+    homogeneous,
+    leaky,
+    pinned_dims,
+)
+
+log = logging.getLogger(__name__)
+
+_RESHAPES_IN_PLACE = {"unsqueeze", "squeeze", "t", "transpose", "swapaxes"}
+_READS_DATA = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique2", "equal"}
+
+
+Version = tuple[int, int]  # a tensor's id and how often it was written in place
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A tensor that passed a module's boundary."""
+
+    module: str
+    side: str
+    version: Version
+    dims: Dims
+
+
+def tensors_in(structure: Any) -> list[torch.Tensor]:
+    """Tensors of nested tuples, lists and mappings, in order; other objects (caches) are skipped."""
+    if isinstance(structure, torch.Tensor):
+        return [structure]
+    if isinstance(structure, Mapping):
+        structure = list(structure.values())
+    if isinstance(structure, (tuple, list)):
+        return [tensor for item in structure for tensor in tensors_in(item)]
+    return []
+
+
+class Tracer(TorchDispatchMode):
+    """Records one forward pass. `partial` accepts reads of data (control flow) with a warning."""
+
+    def __init__(self, module: nn.Module, partial: bool):
+        super().__init__()
+        self.partial = partial
+        self.values: dict[int, Value] = {}
+        self.kept: list[torch.Tensor] = []  # ids stay unique while the tensors live
+        self.storages: dict[int, list[Value]] = {}
+        self.roles: dict[Origin, set[str]] = {}
+        self.nonlinear: dict[Version, tuple[Version, int]] = {}  # input of a nonlinearity -> result, and when
+        self.versions: dict[int, int] = {}
+        self.sightings: list[Sighting] = []
+        self.calls: dict[str, int] = {}
+        self.stack: list[str] = []
+        self.warnings: dict[str, None] = {}
+        self.clock = 0
+        self.parameters: dict[str, Value] = {}
+        self.names: dict[int, str] = {}
+        self.used: dict[str, None] = {}  # parameters in order of first use
+        state = set(module.state_dict(keep_vars=True))
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if name in state and tensor.is_floating_point():
+                dims = tuple(
+                    Dim(size, Node(size) if size > 1 else None, frozenset({(name, k)}))
+                    for k, size in enumerate(tensor.shape)
+                )
+                self.names[id(tensor)] = name
+                self.parameters[name] = self.record(tensor, dims, weight=True, tainted=False)
+
+    # what handlers ask for
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        """What is known of a tensor; an unknown one is a constant, pinned wherever it varies."""
+        known = self.values.get(id(tensor))
+        if known is not None:
+            return known
+        dims = []
+        for k, size in enumerate(tensor.shape):
+            constant = size < 2 or tensor.stride(k) == 0 or bool((tensor == tensor.narrow(k, 0, 1)).all())
+            dims.append(Dim(size, None if constant else Node(size, Symmetry.PINNED)))
+        return Value(tensor, tuple(dims), weight=False, tainted=False)
+
+    def role(self, dims: Sequence[Dim], role: str) -> None:
+        """Note that parameter dimensions read a space or scale its units (they write it otherwise)."""
+        for dim in dims:
+            for origin in dim.origins:
+                self.roles.setdefault(origin, set()).add(role)
+
+    def warn(self, message: str) -> None:
+        """Keep a warning once."""
+        self.warnings.setdefault(message)
+
+    # recording
+
+    def record(self, tensor: torch.Tensor, dims: Dims, weight: bool = False, tainted: bool = True) -> Value:
+        """Remember a tensor's dimensions."""
+        value = Value(tensor, dims, weight, tainted)
+        self.values[id(tensor)] = value
+        self.kept.append(tensor)
+        self.storages.setdefault(tensor.untyped_storage()._cdata, []).append(value)
+        return value
+
+    def version(self, tensor: torch.Tensor) -> Version:
+        """Identifies the contents of a tensor."""
+        return id(tensor), self.versions.get(id(tensor), 0)
+
+    def pin_input(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Inputs keep their basis."""
+        for tensor in inputs:
+            dims = tuple(Dim(size, Node(size, Symmetry.PINNED, "input") if size > 1 else None) for size in tensor.shape)
+            self.record(tensor, dims)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = tensors_in([args, list(kwargs.values())])
+        name = func._schema.name.split("::")[-1]
+        known = [self.values[id(tensor)] for tensor in tensors if id(tensor) in self.values]
+        for tensor in tensors:
+            if id(tensor) in self.names:
+                self.used.setdefault(self.names[id(tensor)])
+        if name.rstrip("_") in _READS_DATA or name in _READS_DATA:
+            self.read_data(name, known)
+        in_place = name.endswith("_") and not name.startswith("__")
+        before = self.values.get(id(args[0])) if in_place and args else None
+        out = func(*args, **kwargs)
+        if known:
+            self.clock += 1
+            pointwise = torch.Tag.pointwise in func.tags
+            call = Call(name.rstrip("_") if in_place else name, tuple(args), kwargs, out, self, pointwise, tensors)
+            self.apply(call, known, before, in_place)
+        return out
+
+    def apply(self, call: Call, known: list[Value], before: Value | None, in_place: bool) -> None:
+        """Run the handler of one operation and record its results."""
+        outs = [out for out in (call.out if isinstance(call.out, (tuple, list)) else [call.out])]
+        if call.name in ("copy", "fill", "zero"):
+            self.write(call, before)
+            return
+        handler = HANDLERS.get(call.name) or (elementwise if call.pointwise else None)
+        results = handler(call) if handler else None
+        if results is None:
+            results = self.give_up(call, outs)
+        rows = results if isinstance(results, list) else [results]
+        if handler in (elementwise, homogeneous, leaky) and isinstance(outs[0], torch.Tensor):
+            seen = [self.version(tensor) for tensor in call.tensors]
+            if in_place:
+                self.versions[id(outs[0])] = self.versions.get(id(outs[0]), 0) + 1
+            self.nonlinear.update({version: (self.version(outs[0]), self.clock) for version in seen})
+        tainted = any(value.tainted for value in known)
+        data = any(not value.weight for value in known)
+        for out, row in zip(outs, rows, strict=False):
+            if not isinstance(out, torch.Tensor):
+                continue
+            if in_place and before is not None and call.name not in _RESHAPES_IN_PLACE:
+                self.reconcile(before, row)
+            weight = not data and all(dim.origins or dim.node is None for dim in row)
+            self.record(out, row, weight, tainted).square = self.is_square(call)
+
+    @staticmethod
+    def is_square(call: Call) -> bool:
+        """Whether the result is an elementwise square whose constraint is deferred."""
+        if call.name == "pow":
+            return not isinstance(call.args[1], torch.Tensor) and call.args[1] == 2
+        return call.name == "mul" and call.args[0] is call.args[1]
+
+    def give_up(self, call: Call, outs: Sequence[Any]) -> list[Dims]:
+        """Pin everything an unknown operation touches, with a warning if that costs any freedom."""
+        loose = [dim for t in call.tensors for dim in call.dims(t) if dim.node is not None and not dim.node.pinned]
+        for dim in loose:
+            dim.constrain(Symmetry.PINNED)
+        if loose:
+            where = f" in '{self.stack[-1]}'" if self.stack and self.stack[-1] else ""
+            self.warn(f"operation '{call.name}'{where} is not understood: the axes it touches keep their basis")
+        return [pinned_dims(out) if isinstance(out, torch.Tensor) else () for out in outs]
+
+    def reconcile(self, before: Value, dims: Dims) -> None:
+        """An in-place result shares the old tensor's memory, and with it the basis."""
+        for old, new in zip(before.dims, dims, strict=False):
+            if old.node is not None and new.node is not None:
+                unite(old.node, new.node)
+            elif old.node is not None or new.node is not None:
+                self.poison(before.tensor)
+
+    def write(self, call: Call, before: Value | None) -> None:
+        """`copy_`, `fill_`, `zero_` into memory that other tensors may see."""
+        target = call.args[0]
+        if before is None or call.name != "copy":
+            if before is None:
+                self.record(target, pinned_dims(target))
+            self.poison(target)
+            return
+        source = call.dims(call.args[1])
+        padded = (Dim(1),) * (len(before.dims) - len(source)) + source
+        self.reconcile(before, tuple(Dim(dim.size, dim.node) for dim in padded))
+
+    def poison(self, tensor: torch.Tensor) -> None:
+        """Pin every tensor on the same memory: an in-place write that cannot be followed."""
+        for value in self.storages.get(tensor.untyped_storage()._cdata, []):
+            fresh = pinned_dims(value.tensor)
+            for dim, pinned in zip(value.dims, fresh, strict=True):
+                if dim.node is not None and not dim.node.pinned:
+                    self.warn(f"an in-place write in '{self.stack[-1] if self.stack else ''}' is not followed: pinned")
+                dim.constrain(Symmetry.PINNED)
+            value.dims = tuple(d if d.node is not None else p for d, p in zip(value.dims, fresh, strict=True))
+
+    def read_data(self, name: str, known: Sequence[Value]) -> None:
+        """The program looked at numbers that depend on the input: what it did next may be another branch elsewhere."""
+        if not any(value.tainted for value in known):
+            return
+        where = self.stack[-1] if self.stack and self.stack[-1] else "the module itself"
+        message = f"control flow in '{where}' depends on the data ('{name}')"
+        if not self.partial:
+            raise TraceError(f"{message}; pass partial=True to trace the branch the example takes, or pass a graph")
+        self.warn(f"{message}: only the branch taken by the example was traced")
+
+    # module boundaries
+
+    def enter(self, name: str) -> Callable[..., None]:
+        """Forward pre-hook of a named module."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            self.stack.append(name)
+            self.calls[name] = self.calls.get(name, 0) + 1
+            self.sight(name, "in", args)
+
+        return hook
+
+    def leave(self, name: str) -> Callable[..., None]:
+        """Forward hook of a named module."""
+
+        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+            self.sight(name, "out", out)
+            self.stack.pop()
+
+        return hook
+
+    def sight(self, name: str, side: str, structure: Any) -> None:
+        """Note the first tensor at a boundary (that is what capture reads)."""
+        tensors = tensors_in(structure)[:1]
+        for tensor in tensors:
+            value = self.values.get(id(tensor))
+            if value is not None:
+                self.sightings.append(Sighting(name, side, self.version(tensor), value.dims))
+
+
+def run(module: nn.Module, example: Any, partial: bool = False) -> Tracer:
+    """Run `module` once on `example` (a tensor, a tuple of arguments or a mapping of keyword arguments).
+
+    Raises `TraceError` when the module fails on the example or reads its own data.
+    """
+    tracer = Tracer(module, partial)
+    args = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
+    kwargs = dict(example) if isinstance(example, Mapping) else {}
+    inputs = tensors_in([list(args), kwargs])
+    if not inputs:
+        raise TraceError("the example holds no tensor; pass a tensor, a tuple of arguments or a dict of keywords")
+    tracer.pin_input(inputs)
+    handles = []
+    for name, part in module.named_modules():
+        handles.append(part.register_forward_pre_hook(tracer.enter(name)))
+        handles.append(part.register_forward_hook(tracer.leave(name)))
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with evaluating(module), tracer:
+            outputs = module(*args, **kwargs)
+    except TraceError:
+        raise
+    except Exception as error:
+        where = tracer.stack[-1] if tracer.stack and tracer.stack[-1] else type(module).__name__
+        raise TraceError(f"'{where}' failed on the example input: {type(error).__name__}: {error}") from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for handle in handles:
+            handle.remove()
+    for tensor in tensors_in(outputs):
+        for dim in tracer.value(tensor).dims:
+            dim.constrain(Symmetry.PINNED)
+    return tracer
