@@ -1,7 +1,7 @@
 """Regime: how the codes of two clients relate, measured before anything is fused, and which decode follows from it.
 
-Four relations are told apart. *Permutation*: the units agree one to one. *Rotation*: one orthogonal map carries one code
-into the other. *Rearrangement*: the same features in unrelated geometry, so that no linear map helps (a linear map
+Four relations are told apart. *Permutation*: the units agree one to one. *Rotation*: one orthogonal map carries one
+code into the other. *Rearrangement*: the same features in unrelated geometry, so that no linear map helps (a linear map
 between two superposed codes explains about m/n of the target) but a dictionary does. *Missing features*: one client
 has features that the other lacks. Everything that is fitted here is scored on samples that it was not fitted on.
 """
@@ -304,7 +304,8 @@ def _verdict(measured: dict[str, Any]) -> tuple[str, str]:
     if matched is not None and min(matched) < 1 - MISSING:
         lacking = "A" if matched[0] < matched[1] else "B"
         return "missing-features", (
-            f"{1 - min(matched):.0%} of client {lacking}'s code energy has no partner in the other (explained: {shares})"
+            f"{1 - min(matched):.0%} of client {lacking}'s code energy has no partner in the other"
+            f" (explained variance: {shares})"
         )
     if orthogonal >= AS_GOOD * best:
         return "rotation", f"one orthogonal map carries one code into the other (explained variance: {shares})"

@@ -44,9 +44,7 @@ class Features:
     def _check_pairs(self) -> None:
         first, second = self.density[0::2], self.density[1::2]
         if len(first) != len(second):
-            raise BadOption(
-                f"{len(self.density)} features cannot be paired; relation '{self.relation}' wants an even n"
-            )
+            raise BadOption(f"{len(self.density)} features, relation '{self.relation}': pairs want an even number")
         if self.relation == "correlated" and first != second:
             raise BadOption("correlated features share one density within each pair")
         if self.relation == "anticorrelated" and any(p + q > 1 for p, q in zip(first, second)):
