@@ -1,8 +1,8 @@
 """Union-find over tensor axes: the algebra behind tracing.
 
 An axis of a tensor is a *node*. Nodes that must share a basis are united. Reshaping and concatenating refine a node
-into a product (row-major) or a sum (concatenation) of smaller nodes; leaves are what becomes a space. Every leaf carries
-the symmetry that the operations seen so far still allow.
+into a product (row-major) or a sum (concatenation) of smaller nodes; leaves are what becomes a space. Every leaf
+carries the symmetry that the operations seen so far still allow.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ def divide(node: Node, sizes: Sequence[int]) -> list[Node]:
         while (missing := size - sum(term.size for term in taken)) > 0:
             head = pending.pop(0)
             if head.size > missing:
-                head, rest = divide(head, (missing, head.size - missing))
-                pending.insert(0, rest)
+                head, remainder = divide(head, (missing, head.size - missing))
+                pending.insert(0, remainder)
             taken.append(head)
         result.append(concatenation(taken) if taken else Node(0, Symmetry.PINNED))
     return result

@@ -150,9 +150,8 @@ def concatenate(call: Call) -> Dims:
             if k != axis and dim.node is None and dim.size > 1:
                 for other in rows:
                     other[k].constrain(Symmetry.PERMUTATION)
-    dims = list(broadcast([(*row[:axis], Dim(1), *row[axis + 1 :]) for row in rows]))
-    dims[axis] = Dim(call.out.shape[axis], joined)
-    result = tuple(dims)
+    met = broadcast([(*row[:axis], Dim(1), *row[axis + 1 :]) for row in rows])
+    result = (*met[:axis], Dim(call.out.shape[axis], joined), *met[axis + 1 :])
     return merge_origins(result, rows) if all(call.value(t).weight for t in tensors) else result
 
 

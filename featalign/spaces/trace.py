@@ -223,9 +223,10 @@ class Tracer(TorchDispatchMode):
         """Pin every tensor on the same memory: an in-place write that cannot be followed."""
         for value in self.storages.get(tensor.untyped_storage()._cdata, []):
             fresh = pinned_dims(value.tensor)
-            for dim, pinned in zip(value.dims, fresh, strict=True):
+            for dim in value.dims:
                 if dim.node is not None and not dim.node.pinned:
-                    self.warn(f"an in-place write in '{self.stack[-1] if self.stack else ''}' is not followed: pinned")
+                    where = self.stack[-1] if self.stack else ""
+                    self.warn(f"an in-place write in '{where}' is not followed: what it touches keeps its basis")
                 dim.constrain(Symmetry.PINNED)
             value.dims = tuple(d if d.node is not None else p for d, p in zip(value.dims, fresh, strict=True))
 
