@@ -129,9 +129,7 @@ def _restore(model: nn.Module, key: str, name: str) -> list[float]:
         model.load_state_dict(storage.load_tensors(folder / "weights.safetensors"))
         losses = storage.read_json(folder / "client.json")["losses"]
     except (CorruptFile, OSError, RuntimeError, KeyError) as error:
-        raise CorruptFile(
-            f"cached client '{name}' in '{folder}' is truncated; delete that folder and run again"
-        ) from error
+        raise CorruptFile(f"cached client '{name}' is truncated; delete '{folder}' and run again") from error
     model.eval()
     check_finite(model, name)
     log.info("client %s: loaded from %s", name, folder)

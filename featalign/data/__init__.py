@@ -8,8 +8,9 @@
 >>> x = data.probe(digits, 400, seed=0)                # unlabelled inputs to compare clients on
 >>> more = data.augment(x, 10_000, recipe="shift-mix") # synthetic ones made from them
 
-`data.describe()` lists the data sets, `data.fetch(name, folder)` brings one into the cache. Inputs are float32, pixels
-in [0, 1]; standard splits are kept. A new data set, scheme or recipe is one entry of `datasets`, `schemes`, `recipes`.
+`data.describe()` lists the data sets, `data.fetch(name, folder)` brings one into the cache. Inputs are float32,
+standardised pixels except for digits in [0, 1] (`dataset.pixels` undoes it); standard splits are kept. A new data set,
+scheme or recipe is one entry of `datasets`, `schemes`, `recipes`.
 """
 
 from featalign.data.datasets import Dataset, Entry, datasets, describe, load

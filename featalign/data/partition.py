@@ -124,7 +124,7 @@ def partition(
     return Partition(indices, counts, scheme, seed, options, tuple(class_names))
 
 
-def _at_least_one_each(draw: Callable[[], list[np.ndarray]], alpha: float, attempts: int = 1000) -> list[np.ndarray]:
+def _at_least_one_each(draw: Callable[[], list[np.ndarray]], alpha: float, attempts: int = 200) -> list[np.ndarray]:
     """Repeat a Dirichlet draw until no client is left empty."""
     if not alpha > 0:
         raise BadOption(f"alpha = {alpha}; the Dirichlet concentration must be positive")

@@ -84,10 +84,11 @@ def shift_mix(
     pixels: int | None = None,
     image: tuple[int, int, int] | None = None,
 ) -> torch.Tensor:
-    """Shifted images and convex mixtures of two shifted images, background zero.
+    """Convex mixtures of two shifted images.
 
     Each of the two is moved by up to `pixels` in both directions (default: a fourteenth of the side, so 2 for 28x28
-    and 32x32, 1 for 8x8), filled with zero, and mixed with a weight uniform in [0, 1] (mixup, Zhang et al. 2018).
+    and 32x32, 1 for 8x8), filled with the darkest value of the probe's channel (the zero pixel, standardised or not),
+    and mixed with a weight uniform in [0, 1] (mixup, Zhang et al. 2018).
     `image` is `(C, H, W)` of flattened inputs that are not square grey images.
     """
     channels, height, width = image or _image_shape(inputs)
@@ -95,7 +96,8 @@ def shift_mix(
     reach = max(1, round(min(height, width) / 14)) if pixels is None else pixels
     if not 0 <= reach < min(height, width):
         raise BadOption(f"a shift of {reach} pixels on images of {height}x{width}")
-    padded = torch.nn.functional.pad(images, (reach, reach, reach, reach))
+    dark = images.amin((0, 2, 3))[None, :, None, None]
+    padded = torch.nn.functional.pad(images - dark, (reach, reach, reach, reach)) + dark
     mixed = torch.zeros(size, channels, height, width, dtype=inputs.dtype)
     weight = torch.rand(size, 1, 1, 1, generator=generator, dtype=inputs.dtype)
     for share in (weight, 1 - weight):
