@@ -32,12 +32,12 @@ def exact(cost: Any, a: Any = None, b: Any = None, warm: Plan | None = None, max
     cost = as_cost(cost)
     if warm is not None and warm.shape != cost.shape:
         raise BadOption(f"warm= holds a plan of shape {warm.shape} and the cost is {cost.shape}")
-    n, m = cost.shape
-    if a is None and b is None and n == m:
-        masses = np.full(n, 1.0 / n)
+    square = cost.shape[0] == cost.shape[1]
+    if a is None and b is None and square:
+        masses = np.full(len(cost), 1.0 / len(cost))
         return _assignment(cost, masses, masses, warm)
     a, b = balanced_masses(a, b, cost.shape)
-    if n == m and is_uniform(a) and is_uniform(b):
+    if square and is_uniform(a) and is_uniform(b):
         return _assignment(cost, a, b, warm)
     return _simplex(cost, a, b, warm, max_iterations)
 
@@ -127,7 +127,7 @@ def simplex(
     scale = float(np.abs(cost).max()) or 1.0
     inner = cost if len(sources) == len(a) and len(targets) == len(b) else cost[np.ix_(sources, targets)]
     inner = np.ascontiguousarray(inner / scale)
-    options = {"numItermax": max_iterations, "log": True, "check_marginals": False}
+    options: dict[str, Any] = {"numItermax": max_iterations, "log": True, "check_marginals": False}
     if start is not None:
         options["potentials_init"] = (start[0][sources] / scale, start[1][targets] / scale)
     with warnings.catch_warnings():

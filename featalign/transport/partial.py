@@ -97,18 +97,18 @@ def _by_mass(cost: np.ndarray, a: np.ndarray, b: np.ndarray, mass: float) -> Pla
     return Plan(coupling, a, b, value, min(bound, value), "partial", reason, 0, (f[:n], g[:m]))
 
 
-def null_threshold(null_cost: Any, reject: float = 0.95, rows: int = 1024) -> float:
-    """Price of unmatched mass from a null, so that the share `reject` of best matches found by chance is refused.
+def null_threshold(null_cost: Any, quantile: float = 0.05, rows: int = 1024) -> float:
+    """Price of unmatched mass from a null: the `quantile` of every source's lowest cost under `null_cost [n, m]`.
 
-    `null_cost [n, m]` is the ground cost after the samples of one client were shuffled, so that no pair is real
-    (`GroundCost.null`). The price is the `1 - reject` quantile of every source's lowest null cost; for the correlation
-    cost that is one minus the `reject` quantile of best-match correlations. Of a ground-cost object at most `rows`
-    evenly spaced sources are looked at.
+    `null_cost` is the ground cost after the samples of one client were shuffled, so that no pair is real
+    (`GroundCost.null`); at 0.05, 95 % of the best matches found by chance are refused (for the correlation cost: the
+    95 % quantile of best-match correlations). Of a ground-cost object at most `rows` evenly spaced sources are used.
 
-    Raises `NotFinite` or `TransportError` on a malformed cost, `BadOption` unless `0 < reject <= 1`.
+    Raises `NotFinite` or `TransportError` on a malformed cost, `BadOption` on a quantile outside [0, 1].
     """
-    reject = positive(reject, "reject", upper=1.0)
+    if not 0 <= quantile <= 1:
+        raise BadOption(f"quantile={quantile!r}: give a number from 0 to 1")
     if isinstance(null_cost, GroundCost):
         n = null_cost.shape[0]
         null_cost = null_cost.rows(np.linspace(0, n - 1, min(n, rows)).astype(int))
-    return float(np.quantile(as_cost(null_cost).min(axis=1), 1 - reject))
+    return float(np.quantile(as_cost(null_cost).min(axis=1), quantile))

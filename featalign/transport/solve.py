@@ -12,12 +12,16 @@ from featalign.transport.costs import GroundCost
 from featalign.transport.exact import exact
 from featalign.transport.partial import partial
 from featalign.transport.plan import Plan
+from featalign.transport.sinkhorn import entropic
 from featalign.transport.sparse import sparse
+from featalign.transport.unbalanced import unbalanced
 
 SOLVERS: Registry[Callable[..., Plan]] = Registry("transport method")
 SOLVERS.register("exact")(exact)
 SOLVERS.register("partial")(partial)
 SOLVERS.register("sparse")(sparse)
+SOLVERS.register("sinkhorn")(entropic)
+SOLVERS.register("unbalanced")(unbalanced)
 
 DENSE_LIMIT = 6000 * 6000  # entries of a ground-cost object up to which it is held whole (288 MB)
 
@@ -47,7 +51,8 @@ def solve(cost: Any, a: Any = None, b: Any = None, method: str = "auto", **optio
     >>> plan = solve(cost, method="partial", threshold=0.4)   # pairs worse than 0.4 stay unmatched
     >>> plan.value, plan.lower_bound, plan.gap, plan.pairs
 
-    Raises `UnknownName` for an unknown method, `BadOption` for an option the method does not have, and subclasses of `FeatalignError` for ill-posed problems.
+    Raises `UnknownName` for an unknown method, `BadOption` for an option the method does not have, and subclasses of
+    `FeatalignError` for ill-posed problems.
     """
     solver = SOLVERS[method]
     if options and solver is not auto:
