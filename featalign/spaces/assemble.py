@@ -56,10 +56,11 @@ class Assembly:
         ]
         for name, k, node in axes:
             self.restrict(name, k, node)
-        for writers in (True, False):  # spaces are named and ordered by what writes them first
-            for name, k, node in axes:
-                if (self.role(name, k) == "writer") == writers:
-                    self.draft(name, k, node)
+        for pinned in (False, True):  # what moves has the first choice of names, what writes a space gives it
+            for writers in (True, False):
+                for name, k, node in axes:
+                    if (self.role(name, k) == "writer") == writers and node.pinned == pinned:
+                        self.draft(name, k, node)
         for name, k, node in axes:
             self.place(name, k, node)
         self.see()
@@ -91,7 +92,7 @@ class Assembly:
             leaves = list(node.leaves)
             key = tuple(id(leaf) for leaf in leaves)
             if key not in self.drafts:
-                label = "input" if any(leaf.label == "input" for leaf in leaves) else ""
+                label = next((leaf.label for leaf in leaves if leaf.label in ("input", "rows")), "")
                 self.drafts[key] = Draft(self.name(name, label), node.root.size, Symmetry.PINNED)
             return
         for place in places(node):

@@ -47,7 +47,7 @@ class Dim:
 Dims = tuple[Dim, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Value:
     """What is known of a tensor: its dimensions, whether it holds parameters only, and deferred squares."""
 
@@ -253,8 +253,10 @@ def matrix_product(call: Call) -> Dims:
     column = right.dims[-1:] if len(right.dims) > 1 else ()
     inner_left, inner_right = left.dims[-1], right.dims[-1] if len(right.dims) == 1 else right.dims[-2]
     contract(call, left, right, inner_left, inner_right)
-    for dim in batch:
-        dim.constrain(Symmetry.PERMUTATION, "heads")
+    if not (left.weight or right.weight):
+        for dim in batch:
+            dim.constrain(Symmetry.PERMUTATION, "heads")
+            column = tuple(free.constrain(Symmetry.LINEAR, "ov") for free in column)
     dims = (*batch, *row, *column)
     if not (left.weight and right.weight):
         dims = tuple(Dim(dim.size, dim.node) for dim in dims)
@@ -278,4 +280,4 @@ def contract(call: Call, left: Value, right: Value, inner_left: Dim, inner_right
     elif left.weight:
         call.tracer.role([inner_left], "reader")
     else:
-        shared.constrain(Symmetry.ORTHOGONAL, "width")
+        shared.constrain(Symmetry.ORTHOGONAL, "qk")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from featalign.spaces.axes import Node, regroup, unite
+from featalign.spaces.axes import Node, product, regroup, unite
 from featalign.spaces.graph import Symmetry
 from featalign.spaces.handlers import Call, Dim, Dims, Value, broadcast, constrain_all, handles, uniform
 
@@ -196,20 +196,30 @@ def window(call: Call) -> list[Dims]:
     return [(*dims[:-spatial], *_moved(tuple(out.shape[-spatial:]), dims[-spatial:], False))]
 
 
+def _repeated(shared: Dim, wanted: Dim) -> Dim:
+    """Key-value heads that serve several query heads each: a product with a constant axis."""
+    if shared.node is None or shared.size == wanted.size or wanted.size % shared.size:
+        return shared
+    members = Node(wanted.size // shared.size, Symmetry.PERMUTATION, "members")
+    return Dim(wanted.size, product([shared.node, members]))
+
+
 @handles("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
 @handles("_scaled_dot_product_efficient_attention", "scaled_dot_product_attention")
 @handles("_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps")
 def attention(call: Call) -> list[Dims]:
     """Heads are units; queries and keys keep inner products; values pass through linearly."""
     queries, keys, values = (call.dims(tensor) for tensor in call.args[:3])
-    heads = broadcast([queries[:-2], keys[:-2], values[:-2]])
+    shared = broadcast([keys[:-2], values[:-2]])
+    constrain_all(shared, Symmetry.PERMUTATION)
+    heads = broadcast([queries[:-2], tuple(map(_repeated, shared, queries[:-2]))])
     for dim in heads:
         dim.constrain(Symmetry.PERMUTATION, "heads")
     if keys[-1].size > 1:
-        unite(queries[-1].solid, keys[-1].solid).constrain(Symmetry.ORTHOGONAL, "width")
+        unite(queries[-1].solid, keys[-1].solid).constrain(Symmetry.ORTHOGONAL, "qk")
     tokens = broadcast([keys[-2:-1], values[-2:-1]])
     constrain_all((*tokens, queries[-2]), Symmetry.PERMUTATION)
-    values[-1].constrain(Symmetry.LINEAR, "width")
+    values[-1].constrain(Symmetry.LINEAR, "ov")
     mask = call.arg(3, "attn_mask")
     for candidate in (mask, call.kwargs.get("attn_bias")):
         if isinstance(candidate, torch.Tensor):

@@ -184,7 +184,7 @@ def lookup(call: Call) -> Dims:
         (table, index), axis = call.args[:2], 0
     dims = call.dims(table)
     call.tracer.role([*dims[:axis], *dims[axis + 1 :]], "writer")
-    dims[axis].constrain(Symmetry.PINNED)
+    dims[axis].constrain(Symmetry.PINNED, "rows")
     result = (*dims[:axis], *constrain_all(call.dims(index), Symmetry.PINNED), *dims[axis + 1 :])
     return tuple(Dim(dim.size, dim.node) for dim in result)
 

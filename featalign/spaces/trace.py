@@ -31,11 +31,13 @@ from featalign.spaces.handlers import (
     homogeneous,
     leaky,
     pinned_dims,
+    power,
 )
 
 log = logging.getLogger(__name__)
 
 _RESHAPES_IN_PLACE = {"unsqueeze", "squeeze", "t", "transpose", "swapaxes"}
+_CONSTANTS = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 _READS_DATA = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique2", "equal"}
 
 
@@ -149,7 +151,7 @@ class Tracer(TorchDispatchMode):
         in_place = name.endswith("_") and not name.startswith("__")
         before = self.values.get(id(args[0])) if in_place and args else None
         out = func(*args, **kwargs)
-        if known:
+        if known and name not in _CONSTANTS:
             self.clock += 1
             pointwise = torch.Tag.pointwise in func.tags
             call = Call(name.rstrip("_") if in_place else name, tuple(args), kwargs, out, self, pointwise, tensors)
@@ -167,7 +169,7 @@ class Tracer(TorchDispatchMode):
         if results is None:
             results = self.give_up(call, outs)
         rows = results if isinstance(results, list) else [results]
-        if handler in (elementwise, homogeneous, leaky) and isinstance(outs[0], torch.Tensor):
+        if handler in (elementwise, homogeneous, leaky, power) and isinstance(outs[0], torch.Tensor):
             seen = [self.version(tensor) for tensor in call.tensors]
             if in_place:
                 self.versions[id(outs[0])] = self.versions.get(id(outs[0]), 0) + 1

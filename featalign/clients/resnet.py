@@ -1,0 +1,145 @@
+"""ResNet20 and ResNet18 for 32x32 images (He et al. 2016), at any width and with any normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from featalign.clients.models import models
+from featalign.errors import BadOption
+
+if TYPE_CHECKING:
+    from featalign.data.datasets import Dataset
+
+STAGES = {"resnet20": ((16, 32, 64), 3), "resnet18": ((64, 128, 256, 512), 2)}  # channels per stage, blocks per stage
+
+
+@dataclass(frozen=True)
+class _ResNetConfig:
+    """Shared options of the residual networks.
+
+    Attributes:
+        width: factor on all channel counts.
+        norm: "batch", "layer" (over channels and positions, as git re-basin trains) or "none".
+        channels, outputs: of the pictures and of the head.
+    """
+
+    width: float = 1.0
+    norm: str = "batch"
+    channels: int = 3
+    outputs: int = 10
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("batch", "layer", "none"):
+            raise BadOption(f"unknown norm '{self.norm}'; choices: batch, layer, none")
+        if int(self.width * self.stages[0]) < 1 or self.outputs < 1:
+            raise BadOption(f"width {self.width}, outputs {self.outputs}: a channel and an output at least")
+
+    @property
+    def name(self) -> str:
+        """Registered name."""
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Channels per stage at width one."""
+        return STAGES[self.name][0]
+
+    @classmethod
+    def for_dataset(cls, dataset: Dataset, **options: Any) -> _ResNetConfig:
+        """Channels and classes of the data set."""
+        return cls(channels=dataset.input_shape[0], outputs=dataset.classes, **options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values with the registered name under `model`."""
+        return {"model": self.name, **asdict(self)}
+
+    def module(self) -> nn.Module:
+        """A freshly initialised network."""
+        return ResNet(self)
+
+
+@models.register("resnet20")
+@dataclass(frozen=True)
+class ResNet20Config(_ResNetConfig):
+    """ResNet20: three stages of three basic blocks, 16 to 64 channels at width 1."""
+
+    @property
+    def name(self) -> str:
+        """Registered name."""
+        return "resnet20"
+
+
+@models.register("resnet18")
+@dataclass(frozen=True)
+class ResNet18Config(_ResNetConfig):
+    """ResNet18 with a 3x3 stem: four stages of two basic blocks, 64 to 512 channels at width 1."""
+
+    @property
+    def name(self) -> str:
+        """Registered name."""
+        return "resnet18"
+
+
+def normalisation(kind: str, channels: int) -> nn.Module:
+    """The normalisation of a kind over `[N, channels, H, W]`."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(1, channels) if kind == "layer" else nn.Identity()
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a skip; a strided or widening skip is a 1x1 convolution."""
+
+    def __init__(self, before: int, after: int, stride: int, norm: str):
+        super().__init__()
+        bias = norm == "none"
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=bias)
+        self.norm1 = normalisation(norm, after)
+        self.act1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=bias)
+        self.norm2 = normalisation(norm, after)
+        self.skip: nn.Module = nn.Identity()
+        if stride != 1 or before != after:
+            self.skip = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=bias), normalisation(norm, after))
+        self.sum = nn.Identity()  # a place to read the stream before its nonlinearity
+        self.act2 = nn.ReLU()
+        if norm == "none":
+            nn.init.zeros_(self.conv2.weight)  # without normalisation deep residual networks start from the identity
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`[N, after, H / stride, W / stride]`."""
+        x = self.act1(self.norm1(self.conv1(inputs)))
+        x = self.norm2(self.conv2(x))
+        return self.act2(self.sum(x + self.skip(inputs)))
+
+
+class ResNet(nn.Module):
+    """Pictures `[N, channels, 32, 32]` to logits: `stem`, `stages.<stage>.<block>`, `head`."""
+
+    def __init__(self, config: _ResNetConfig):
+        super().__init__()
+        self.config = config
+        sizes = [int(config.width * size) for size in config.stages]
+        depth = STAGES[config.name][1]
+        self.stem = nn.Conv2d(config.channels, sizes[0], 3, 1, 1, bias=config.norm == "none")
+        self.norm = normalisation(config.norm, sizes[0])
+        self.act = nn.ReLU()
+        stages, before = [], sizes[0]
+        for index, size in enumerate(sizes):
+            blocks = []
+            for block in range(depth):
+                blocks.append(BasicBlock(before, size, 2 if index and not block else 1, config.norm))
+                before = size
+            stages.append(nn.Sequential(*blocks))
+        self.stages = nn.Sequential(*stages)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(before, config.outputs)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits `[N, outputs]`."""
+        x = self.stages(self.act(self.norm(self.stem(inputs))))
+        return self.head(self.pool(x).flatten(1))
