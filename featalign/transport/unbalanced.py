@@ -44,7 +44,9 @@ def unbalanced(
         raise TransportError("unbalanced transport wants costs of 0 or more; add a constant to the cost")
     coupling, iterations = _kl_plan(cost, a, b, price, max_iterations, tolerance)
     if not np.isfinite(coupling).all() or coupling.sum() <= 1e-12 * a.sum():
-        raise TransportError(f"the plan vanishes at price={price:g} against costs of {np.median(cost):.3g}; raise price")
+        raise TransportError(
+            f"the plan vanishes at price={price:g} against costs of {np.median(cost):.3g}; raise price"
+        )
     rows, columns = coupling.sum(1), coupling.sum(0)
     value = float((coupling * cost).sum()) + price * (_kl(rows, a) + _kl(columns, b))
     f, g = _feasible(-price * _log_ratio(rows, a), -price * _log_ratio(columns, b), cost)
