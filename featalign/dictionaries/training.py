@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,11 @@ from featalign.dictionaries.architectures import ARCHITECTURES, Architecture, Te
 from featalign.dictionaries.dictionary import INFERENCE, Dictionary, Quality
 from featalign.errors import BadOption, DictionaryError
 
+LARGE = 2**18  # encoder entries from which one dictionary is worth several threads
 HELD_OUT = 0.1
-DEAD_WINDOW = 0.06  # share of the run without firing after which a latent counts as dead
+DEAD_WINDOW = 0.03  # share of the run without firing after which a latent counts as dead
 DECAY = 0.3  # share of the run over which the learning rate falls to zero
-AUXILIARY = 1 / 8  # weight of the loss that makes dead latents explain the residual
+AUXILIARY = 1.0  # weight of the loss that makes dead latents explain the residual
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,44 @@ def train_many(
     found: dict[int, list[Dictionary]] = {}
     for members in jobs.values():
         runs = [(index, seed) for index in members for seed in seeds]
-        trainer = Trainer(
-            plans[members[0]],
-            [activations[i] for i, _ in runs],
-            [outputs[i] for i, _ in runs],
-            [{"seed": seed, **metadata[i]} for i, seed in runs],
-            [seed for _, seed in runs],
-        )
-        for (index, _), dictionary in zip(runs, trainer.run(progress)):
+
+        def work(part: list[tuple[int, int]], plan: Plan = plans[members[0]]) -> list[Dictionary]:
+            trainer = Trainer(
+                plan,
+                [activations[i] for i, _ in part],
+                [outputs[i] for i, _ in part],
+                [{"seed": seed, **metadata[i]} for i, seed in part],
+                [seed for _, seed in part],
+            )
+            return trainer.run(progress)
+
+        large = activations[members[0]].shape[1] * plans[members[0]].width >= LARGE
+        for (index, _), dictionary in zip(runs, spread(work, runs, large)):
             found.setdefault(index, []).append(dictionary)
     return [found[index] for index in range(len(activations))]
+
+
+def spread(work: Callable[[list[Any]], list[Any]], runs: list[Any], large: bool = False) -> list[Any]:
+    """Results of `work` over contiguous parts of `runs`, one part and one thread per core.
+
+    Products of this size gain little from more threads and stall badly when another process holds a core (40 times
+    slower, seen on two cores). A single large dictionary keeps torch's own threads.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(runs))
+    if threads == 1 or (large and workers == 1):
+        return work(runs)
+    parts = [runs[len(runs) * i // workers : len(runs) * (i + 1) // workers] for i in range(workers)]
+
+    def alone(part: list[Any]) -> list[Any]:
+        torch.set_num_threads(1)
+        return work(part)
+
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return [result for results in pool.map(alone, parts) for result in results]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def resolve(
@@ -123,10 +152,10 @@ def resolve(
         raise DictionaryError(f"{preflight.place(metadata)}: k={k}; pass at least 1 active latent per sample")
     width = preflight.choose_width(units, train_samples, k, width, metadata)
     batch_size = min(train_samples, batch_size or (256 if train_samples < 5000 else 512))
-    steps = steps or (1500 if width <= 1024 else 3000)
+    steps = steps or (1000 if width <= 1024 else 2000)
     if steps < 1 or batch_size < 1:
         raise BadOption(f"steps={steps}, batch_size={batch_size}; both must be positive")
-    return Plan(architecture, width, min(k, width), steps, batch_size, lr or 3e-3)
+    return Plan(architecture, width, min(k, width), steps, batch_size, lr or 1e-2)
 
 
 def held_out(samples: int) -> int:
@@ -183,13 +212,18 @@ class Trainer:
         )
 
     def _initial(self, tied: bool) -> Tensors:
-        """Decoder rows point at random training samples (mixed with noise); the encoder starts as its transpose."""
+        """Random decoder rows leaning towards training samples; the encoder starts as the transpose.
+
+        Rows made of samples alone are alike and slow to part: explained variance after 400 steps on MNIST activations
+        is .93 with them, .98 from random rows; leaning a little leaves fewer dead.
+        """
         width = self.plan.width
         decoder, encoder = [], []
         for x, y, generator in zip(self.x, self.y, self.generators):
             rows = self.train_rows[torch.randint(len(self.train_rows), (width,), generator=generator)]
             noise = torch.randn(width, y.shape[1], generator=generator)
-            atoms = y[rows] + 0.5 * noise
+            lean = y[rows] / y[rows].norm(dim=1, keepdim=True).clamp_min(1e-8)
+            atoms = noise / noise.norm(dim=1, keepdim=True) + 0.4 * lean
             decoder.append(atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-8))
             encoder.append(decoder[-1] if tied else _transfer(x, y, decoder[-1], self.train_rows))
         params = {
@@ -384,7 +418,7 @@ def _transfer(x: torch.Tensor, y: torch.Tensor, atoms: torch.Tensor, rows: torch
     gram = a.T @ a / len(a)
     readout = torch.linalg.solve(gram + 1e-2 * gram.diagonal().mean() * torch.eye(len(gram)), a.T @ b / len(a))
     encoder = atoms @ readout.T
-    return encoder / encoder.norm(dim=1, keepdim=True).clamp_min(1e-8) * math.sqrt(1.0)
+    return encoder / encoder.norm(dim=1, keepdim=True).clamp_min(1e-8)
 
 
 def assess(

@@ -1,0 +1,72 @@
+"""Dictionaries of every space of every client, trained on what each client saw and cached by what determines them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign import storage
+from featalign.dictionaries.dictionary import Dictionary, load
+from featalign.dictionaries.training import train
+from featalign.spaces.capture import collect
+from featalign.spaces.graph import SpaceGraph
+
+VERSION = 1  # raise it when a change to training changes trained dictionaries
+SAMPLES = 20_000  # activations per dictionary; more do not help at these widths
+
+
+def cached_dictionaries(
+    clients: Sequence[nn.Module],
+    graphs: Sequence[SpaceGraph],
+    data: Sequence[torch.Tensor],
+    names: Sequence[str],
+    architecture: str,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    expansion: float = 0.0,
+    k: float = 0.0,
+) -> dict[str, tuple[Dictionary, ...]]:
+    """One dictionary per client and hidden space: `{space: (client 0's, client 1's, ...)}`.
+
+    Args:
+        data: inputs `[samples, ...]` that each client saw; at most `SAMPLES` of them are used.
+        names: of the clients, for messages and metadata.
+        architecture: 'topk' reads post-activations; 'transcoder' maps pre- to post-activations.
+        keys: fingerprints of the clients; without them nothing is cached.
+        expansion, k: width as a multiple of the units and active latents; 0 means the defaults.
+    """
+    found: dict[str, list[Dictionary]] = {}
+    for index, (client, graph, inputs, name) in enumerate(zip(clients, graphs, data, names)):
+        spaces = [space for space in graph.hidden if space.pre is not None]
+        identity: dict[str, Any] = {"architecture": architecture, "seed": seed, "expansion": expansion, "k": k}
+        identity |= {"client": keys[index] if keys else "", "version": VERSION, "samples": SAMPLES}
+        folder = storage.cache_folder() / "dictionaries" / storage.fingerprint(identity)
+        if keys and folder.is_dir():
+            for space in spaces:
+                found.setdefault(space.name, []).append(load(folder / space.name))
+            continue
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:SAMPLES]
+        sites = [site for space in spaces for site in (space.pre, space.post or space.pre) if site is not None]
+        held = collect(client, inputs[order], list(dict.fromkeys(sites)))
+        trained = {}
+        for space in spaces:
+            assert space.pre is not None
+            pre, post = held[space.pre], held[space.post or space.pre]
+            trained[space.name] = train(
+                pre if architecture == "transcoder" else post,
+                width=round(expansion * space.size) if expansion else None,
+                architecture=architecture,
+                k=k or None,
+                seed=seed,
+                metadata={"client": name, "space": space.name, "hook_name": str(space.post or space.pre)},
+                targets=post if architecture == "transcoder" else None,
+            )
+            found.setdefault(space.name, []).append(trained[space.name])
+        if keys:
+            with storage.atomic_folder(folder, overwrite=True) as temporary:
+                for space_name, dictionary in trained.items():
+                    dictionary.save(temporary / space_name)
+    return {name: tuple(members) for name, members in found.items()}
