@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -41,6 +42,73 @@ def data_fetch(
 
     for name in names:
         typer.echo(f"{name}: {fetch(name, folder, progress=not quiet)}")
+
+
+@app.command("avot")
+def avot(
+    p: Path = typer.Option(None, "--p", metavar="CSV", help="Importance: columns user,p."),
+    subsets: Path = typer.Option(None, "--subsets", metavar="CSV", help="Law of presence: columns users,q."),
+    relax: float = typer.Option(1.0, help="Exponent from 0 (uniform mean) to 1 (unbiased)."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    experiment: Path = typer.Option(None, metavar="HTML", help="Run FedAVOT against FedAvg; write the figure here."),
+) -> None:
+    """Can the users who show up deliver the importance asked for? Aggregation weights, feasibility, the worst set."""
+    import json
+
+    from featalign.errors import BadOption
+    from featalign.storage import plain
+
+    if experiment is not None:
+        from featalign.bench.avot import RULES, avot_experiment
+        from featalign.plots.transport import avot as figure
+
+        curves = avot_experiment()
+        figure(curves, RULES).write_html(experiment, include_plotlyjs=True)
+        _table(
+            [
+                {"step": step, **{r: f"{v[k]:.2g}" for r, v in curves.floors.items()}}
+                for k, step in enumerate(curves.steps)
+            ]
+        )
+        return
+    if p is None or subsets is None:
+        raise BadOption("give both --p and --subsets, or --experiment")
+    from featalign.transport.avot_files import avot_report
+
+    report = plain(avot_report(p, subsets, relax))
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    weights = report.pop("weights")
+    _table([{"": name.replace("_", " "), "value": value} for name, value in report.items() if name != "phat"])
+    _table(
+        [
+            {"present": " ".join(row["users"]), "weights": " ".join(f"{w:.4g}" for w in row["weights"])}
+            for row in weights
+        ]
+    )
+
+
+@bench.command("transport")
+def bench_transport(
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quick: bool = typer.Option(False, "--quick", help="Sizes up to 1000 only, no sparse problems."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of seconds over size here."),
+) -> None:
+    """Exact, entropic and sparse transport against scipy and POT in the same run."""
+    import json
+
+    from featalign.bench.transport import table_rows, transport_benchmark
+
+    tables = transport_benchmark((100, 500, 1000), (), (500,)) if quick else transport_benchmark()
+    if figure is not None:
+        from featalign.plots.transport import benchmark
+
+        benchmark(tables["exact"]).write_html(figure, include_plotlyjs=True)
+    if as_json:
+        typer.echo(json.dumps(tables, indent=2))
+    else:
+        _table(list(table_rows(tables)))
 
 
 def _table(rows: list[dict[str, Any]]) -> None:

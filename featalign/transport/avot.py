@@ -52,7 +52,7 @@ class Feasibility:
 class _Law:
     """Subsets and their probabilities as a membership list: `users [e]` of subset `of [e]`, in order of subsets."""
 
-    def __init__(self, subsets: Iterable[Sequence[int]], q: Any, users: int) -> None:
+    def __init__(self, subsets: Iterable[Sequence[int] | np.ndarray], q: Any, users: int) -> None:
         lists = [np.unique(np.asarray(list(subset), dtype=np.int64)) for subset in subsets]
         if not lists:
             raise TransportError("no subsets were given: empty support; list who can show up together")
@@ -86,7 +86,7 @@ class _Law:
         return np.bincount(self.users, weights=weights * self.q[self.of], minlength=users)
 
 
-def feasibility(p: Any, subsets: Iterable[Sequence[int]], q: Any) -> Feasibility:
+def feasibility(p: Any, subsets: Iterable[Sequence[int] | np.ndarray], q: Any) -> Feasibility:
     """Hall's condition `p(A) <= q{S meets A}` for all A, by max flow and its minimum cut.
 
     Raises `TransportError` on masses that are negative or do not sum to one, and on empty subsets.
@@ -150,7 +150,7 @@ class AvotWeights:
 
     def fit(
         self,
-        subsets: Iterable[Sequence[int]],
+        subsets: Iterable[Sequence[int] | np.ndarray],
         q: Any = None,
         max_iterations: int = 100_000,
         tolerance: float = 1e-12,
@@ -184,7 +184,7 @@ class AvotWeights:
         self._scaled, self._decay, self._phat = theta, 1.0, phat
         return self
 
-    def update(self, present: Sequence[int]) -> AvotWeights:
+    def update(self, present: Sequence[int] | np.ndarray) -> AvotWeights:
         """Learn from one round by a Robbins-Monro step on `1 - w_i / p_i`, `O(number present)`.
 
         The step is `1 / N (1 + t / N)^(-2/3)` for N users and t rounds. Better than a fit to the observed rounds as
@@ -202,7 +202,7 @@ class AvotWeights:
             self._scaled, self._decay = self.theta, 1.0
         return self
 
-    def weights(self, present: Sequence[int]) -> np.ndarray:
+    def weights(self, present: Sequence[int] | np.ndarray) -> np.ndarray:
         """Convex weights `[present]` for the users of this round, in their order, `O(number present)`.
 
         Raises `TransportError` when nobody is present or a user is named twice, `InfeasibleError` when nobody present
@@ -239,7 +239,7 @@ class AvotWeights:
             raise TransportError("no law of presence yet: call fit(subsets, q) first")
         return self._law
 
-    def _index(self, present: Sequence[int]) -> np.ndarray:
+    def _index(self, present: Sequence[int] | np.ndarray) -> np.ndarray:
         index = np.asarray(present, dtype=np.int64).ravel()
         if len(index) == 0:
             raise TransportError("nobody is present: empty support; skip the round")

@@ -1,0 +1,235 @@
+"""Transport against scipy and POT: exact, entropic, and dictionaries of 8k and 16k latents, all in one run."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+DENSE_SIZES = (100, 200, 500, 1000, 2000, 4000)
+SPARSE_SIZES = (8192, 16384)
+EMD_LIMIT = 2000  # larger ones take minutes and are left out, with a word in the row
+
+
+def transport_benchmark(
+    dense: tuple[int, ...] = DENSE_SIZES,
+    sparse: tuple[int, ...] = SPARSE_SIZES,
+    entropic: tuple[int, ...] = (1000,),
+    progress: bool = True,
+) -> dict[str, list[dict[str, Any]]]:
+    """Tables `exact`, `entropic` and `sparse`, one dictionary per size, family and solver.
+
+    `ratio` is ours over theirs in the same run (below 1: ours is faster); medians of interleaved repetitions.
+    """
+    from tqdm.auto import tqdm
+
+    jobs: list[tuple[str, Callable[[], list[dict[str, Any]]]]] = []
+    for n in dense:
+        jobs += [("exact", lambda n=n, name=name: exact_rows(n, name)) for name in FAMILIES]  # type: ignore[misc]
+    for n in entropic:
+        jobs += [("entropic", lambda n=n, name=name: entropic_rows(n, name)) for name in FAMILIES]  # type: ignore[misc]
+    for n in sparse:
+        jobs.append(("sparse", lambda n=n: [_in_own_process(n)]))  # type: ignore[misc]
+    tables: dict[str, list[dict[str, Any]]] = {"exact": [], "entropic": [], "sparse": []}
+    for table, job in tqdm(jobs, disable=not progress, desc="transport"):
+        tables[table] += job()
+    return tables
+
+
+def random_cost(n: int, seed: int = 0) -> np.ndarray:
+    """Independent uniform costs `[n, n]`."""
+    return np.random.default_rng(seed).random((n, n))
+
+
+def correlation_cost(n: int, seed: int = 0, shared: float = 1.0, samples: int = 1000, noise: float = 0.5) -> np.ndarray:
+    """`1 - corr` between units and a permuted noisy copy, of which the share `shared` is real, `[n, n]`."""
+    from featalign.transport import ground_cost
+
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((samples, n))
+    y = x[:, rng.permutation(n)] + noise * rng.standard_normal((samples, n))
+    own = n - round(shared * n)
+    y[:, :own] = rng.standard_normal((samples, own))
+    return ground_cost("correlation", x, y).dense()
+
+
+FAMILIES: dict[str, Callable[[int], np.ndarray]] = {
+    "random": random_cost,
+    "correlation": correlation_cost,
+    "shared 60%": lambda n: correlation_cost(n, shared=0.6),
+}
+
+
+def exact_rows(n: int, family: str) -> list[dict[str, Any]]:
+    """Ours (plan alone, and plan with certificate) against scipy's assignment and POT's `emd`."""
+    import ot
+    from scipy.optimize import linear_sum_assignment
+
+    from featalign.transport import solve
+
+    cost = FAMILIES[family](n)
+    uniform = np.full(n, 1 / n)
+    solvers: dict[str, Callable[[], Any]] = {
+        "featalign": lambda: solve(cost),
+        "featalign with certificate": lambda: _certified(solve(cost)),
+        "scipy assignment": lambda: linear_sum_assignment(cost),
+    }
+    if n <= EMD_LIMIT:
+        solvers["POT emd"] = lambda: ot.emd(uniform, uniform, cost, numItermax=10_000_000)
+    repeats = max(3, min(300, 200_000 // n**2 * 20 + 3))
+    seconds = _interleaved(solvers, repeats)
+    rivals = {name: s for name, s in seconds.items() if not name.startswith("featalign")}
+    plan = _certified(solve(cost))
+    optimum = float(cost[linear_sum_assignment(cost)].mean())
+    return [
+        {
+            "n": n,
+            "family": family,
+            "solver": name,
+            "seconds": took,
+            "ratio": took / min(rivals.values()),
+            "value_error": abs(plan.value - optimum) if name.startswith("featalign") else 0.0,
+            "relative_gap": plan.gap / max(abs(plan.value), 1e-300) if name.startswith("featalign") else None,
+        }
+        for name, took in seconds.items()
+    ]
+
+
+def entropic_rows(n: int, family: str, eps: float = 0.05, tolerance: float = 1e-6) -> list[dict[str, Any]]:
+    """Ours against POT's `sinkhorn_log` at the same eps, both to the same relative marginal error.
+
+    POT's stopping rule is absolute and in the 2-norm: it gets `tolerance / sqrt(n)`, which is the same for even errors.
+    Its iterations are capped at 500; where that is too few, its error is in the row and the ratio flatters it.
+    """
+    import ot
+    import torch
+
+    from featalign.transport import sinkhorn
+
+    cost = FAMILIES[family](n)
+    uniform, absolute = np.full(n, 1 / n), eps * float(np.ptp(cost))
+    tensor = torch.from_numpy(cost)
+    seconds, ours = _timed(lambda: sinkhorn(tensor, eps=eps, tolerance=tolerance, rounded=False))
+    options = {"method": "sinkhorn_log", "stopThr": tolerance / n**0.5, "numItermax": 500, "log": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs_took, (theirs, record) = _timed(lambda: ot.sinkhorn(uniform, uniform, cost, absolute, **options))
+    rows = [("featalign", seconds, _marginal_error(ours.plan.numpy()), ours.iterations)]
+    rows.append(("POT sinkhorn_log", theirs_took, _marginal_error(theirs), int(record["niter"])))
+    return [
+        {
+            "n": n,
+            "family": family,
+            "solver": name,
+            "seconds": took,
+            "ratio": took / theirs_took,
+            "marginal_error": error,
+            "iterations": iterations,
+        }
+        for name, took, error, iterations in rows
+    ]
+
+
+def planted_latents(
+    n: int, samples: int, shared: float = 0.6, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sparse codes of two clients `[samples, n]` and, for every latent of A, its twin in B or -1."""
+    rng = np.random.default_rng(seed)
+
+    def codes(count: int) -> np.ndarray:
+        return np.maximum(rng.standard_normal((samples, count), dtype=np.float32) - 2, 0)
+
+    common, order = round(shared * n), rng.permutation(n)
+    a, b = codes(n), np.empty((samples, n), dtype=np.float32)
+    b[:, order[:common]] = a[:, :common] + 0.5 * codes(common)
+    b[:, order[common:]] = codes(n - common)
+    twin = np.full(n, -1)
+    twin[:common] = order[:common]
+    return a, b, twin
+
+
+def sparse_row(n: int, samples: int = 2000) -> dict[str, Any]:
+    """Partial match of `n` latents per client given as activations, 60 % of them shared; the cost is never held."""
+    from featalign.transport import ground_cost, null_threshold, solve
+
+    a, b, twin = planted_latents(n, samples)
+    start = time.perf_counter()
+    cost = ground_cost("correlation", a, b)
+    threshold = null_threshold(cost.null(seed=0))
+    plan = solve(cost, method="sparse", threshold=threshold)
+    seconds = time.perf_counter() - start
+    pairs = plan.pairs
+    hits = int((twin[pairs[:, 0]] == pairs[:, 1]).sum())
+    return {
+        "n": n,
+        "family": "latents, 60% shared",
+        "solver": "featalign",
+        "seconds": seconds,
+        "relative_gap": plan.gap / plan.value,
+        "recall": hits / int((twin >= 0).sum()),
+        "precision": hits / max(len(pairs), 1),
+        "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "reason": plan.reason,
+    }
+
+
+def _in_own_process(n: int) -> dict[str, Any]:
+    """`sparse_row` in a fresh process, so that its peak memory is its own."""
+    import json
+
+    code = f"import json; from featalign.bench.transport import sparse_row; print(json.dumps(sparse_row({n})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _certified(plan: Any) -> Any:
+    _ = plan.gap
+    return plan
+
+
+def _marginal_error(coupling: np.ndarray) -> float:
+    n, m = coupling.shape
+    return float(np.abs(coupling.sum(1) - 1 / n).sum() + np.abs(coupling.sum(0) - 1 / m).sum())
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = run()
+    return time.perf_counter() - start, result
+
+
+def _interleaved(solvers: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds; solvers take turns, so that a busy machine slows all alike."""
+    took: dict[str, list[float]] = {name: [] for name in solvers}
+    order = list(solvers)
+    for _ in range(repeats):
+        for name in order:
+            took[name].append(_timed(solvers[name])[0])
+        order = order[1:] + order[:1]  # each runs after every other, so that no one always finds the caches cold
+    return {name: float(np.median(values)) for name, values in took.items()}
+
+
+def table_rows(tables: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """All tables as rows with the columns a terminal can show."""
+    for table, rows in tables.items():
+        for row in rows:
+            quality = {
+                k: row[k]
+                for k in ("relative_gap", "marginal_error", "recall", "peak_memory_gb")
+                if row.get(k) is not None
+            }
+            yield {
+                "task": table,
+                "n": row["n"],
+                "costs": row["family"],
+                "solver": row["solver"],
+                "seconds": f"{row['seconds']:.4g}",
+                "ratio": f"{row['ratio']:.2f}" if "ratio" in row else "",
+                "quality": ", ".join(f"{name.replace('_', ' ')} {value:.2g}" for name, value in quality.items()),
+            }
