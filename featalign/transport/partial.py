@@ -86,7 +86,7 @@ def _by_mass(cost: np.ndarray, a: np.ndarray, b: np.ndarray, mass: float) -> Pla
     shift = float(cost.min())  # the simplex below must not gain by leaving mass on the dummies
     padded = np.zeros((n + 1, m + 1))
     padded[:n, :m] = cost - shift
-    padded[n, m] = 2 * float(padded.max()) + 1.0
+    padded[n, m] = 4 * float(padded.max()) or 1.0
     wide_a, wide_b = np.append(a, spare_b), np.append(b, spare_a)
     coupling, g = simplex(padded, wide_a, wide_b * (wide_a.sum() / wide_b.sum()))
     f = c_transform(padded, g)
