@@ -23,6 +23,44 @@ data = typer.Typer(help="Data sets: what there is, and bringing it to this machi
 app.add_typer(data, name="data")
 
 
+@app.command("compare")
+def compare(
+    dataset: str = typer.Option(None, help="Data set: `featalign data list`.  [default: digits]"),
+    folder: str = typer.Option(None, "--from", metavar="FOLDER", help="Your own copy of the data set."),
+    split: str = typer.Option(
+        None, help="special-label, iid, dirichlet, client-dirichlet, shards, quantity.  [default: special-label]"
+    ),
+    special: int = typer.Option(None, help="The label that only client A holds.  [default: 4]"),
+    alpha: float = typer.Option(None, help="Concentration of Dirichlet splits.  [default: 0.5]"),
+    clients: int = typer.Option(None, help="Number of clients.  [default: 2]"),
+    seeds: int = typer.Option(None, metavar="COUNT", help="Repetitions.  [default: 3]"),
+    probe: int = typer.Option(None, help="Unlabelled training inputs shared by all clients.  [default: 400]"),
+    augment: str = typer.Option(None, help="Extension of the probe: shift-mix, gaussian, none.  [default: shift-mix]"),
+    mixing: float = typer.Option(None, help="Weight of the first client.  [default: 0.5]"),
+    methods: str = typer.Option(None, help="Names separated by commas.  [default: all]"),
+    class_counts: bool = typer.Option(None, "--class-counts", help="Let the server weigh clients by label counts."),
+    curve: int = typer.Option(None, help="Points of the mixing-weight curve, 0 for none.  [default: 11]"),
+    config: Path = typer.Option(None, metavar="TOML", help="Start from the config.toml of a run."),
+    out: Path = typer.Option(None, metavar="DIR", help="Write everything below DIR.  [default: reports/ and saes/]"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run folder."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Train clients, align them neuron by neuron and feature by feature, fuse, and write a report page."""
+    from featalign.config import RunConfig
+    from featalign.console import comparison_table
+
+    chosen = RunConfig.from_toml(config) if config else RunConfig()
+    chosen = chosen.changed(
+        dataset=dataset, folder=folder, split=split, special=special, alpha=alpha, clients=clients, seeds=seeds,
+        probe=probe, augment=augment, mixing=mixing, class_counts=class_counts, curve=curve,
+        methods=tuple(methods.replace(" ", "").split(",")) if methods else None,
+    )  # fmt: skip
+    from featalign.compare import run
+
+    result = run(chosen, out, overwrite, progress=not quiet)
+    comparison_table(result)
+
+
 @data.command("list")
 def data_list() -> None:
     """Show the data sets, their sizes, and whether they are on this machine."""

@@ -1,0 +1,69 @@
+"""Unit pools: a fused layer may choose its units among the candidates of every client.
+
+Neurons (and foldable transcoder latents) of all clients are rectified linear functions of the layer below, so any of
+them can serve as a unit of the fused layer. The choice is greedy column-subset selection against what the next layers
+read; the in-map is the least-squares reading of each client's units from the chosen ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from featalign.errors import BadOption
+
+
+@dataclass(frozen=True)
+class PoolMoments:
+    """Uncentred second moments of a pool of units and of the targets that the next layers compute from them.
+
+    Attributes:
+        gram: `[pool, pool]` float64, `E[u u^T]` of the pool's post-activations.
+        cross: `[pool, targets]` float64, `E[u y^T]`.
+        sizes: units contributed by each client, summing to the pool.
+    """
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+    sizes: tuple[int, ...]
+
+
+def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[int]:
+    """Greedy column-subset selection: `count` units whose span explains most of the targets.
+
+    At each step the unit that lowers the squared error of regressing the targets on the chosen units most is taken
+    (orthogonal matching pursuit with several targets), and everything is deflated by it. Only Gram matrices are needed.
+    When the chosen units explain everything, the rest are taken by their residual energy.
+
+    Raises `BadOption` when the pool is smaller than `count`.
+    """
+    if count > len(gram):
+        raise BadOption(f"cannot choose {count} units from a pool of {len(gram)}; lower the fused width")
+    gram, cross = gram.clone(), cross.clone()
+    initial = gram.diagonal().clone().clamp_min(1e-12)
+    free = torch.ones(len(gram), dtype=torch.bool)
+    chosen: list[int] = []
+    for _ in range(count):
+        residual = gram.diagonal().clone()
+        usable = free & (residual > 1e-7 * initial)
+        if usable.any():
+            gain = cross.pow(2).sum(1) / residual.clamp_min(1e-12)
+            best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())
+            direction = gram[:, best] / residual[best]
+            cross -= torch.outer(direction, cross[best].clone())
+            gram -= torch.outer(direction, gram[best].clone())
+        else:
+            best = int(torch.where(free, initial, torch.full_like(initial, -1.0)).argmax())
+        free[best] = False
+        chosen.append(best)
+    return chosen
+
+
+def reading_map(gram: torch.Tensor, chosen: Sequence[int], ridge: float = 1e-4) -> torch.Tensor:
+    """`[pool, chosen]`: every unit of the pool as a linear reading of the chosen ones, by ridge regression."""
+    index = torch.as_tensor(chosen)
+    inner = gram[index][:, index]
+    inner = inner + ridge * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(index), dtype=gram.dtype)
+    return torch.linalg.solve(inner, gram[index]).T

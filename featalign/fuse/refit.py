@@ -1,0 +1,150 @@
+"""Closed-form, label-free refit of the affine layers of a fused network, from input to output.
+
+Each layer is regressed from its inputs in the network *already fused below it* to a target pre-activation,
+`argmin |X W^T - T|^2 + ridge |W - W0|^2`, where `W0` is the aligned average. Only second moments are accumulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.align.maps import Alignment
+from featalign.errors import SpaceMismatch
+from featalign.fuse.head import HEADS
+from featalign.fuse.problem import FusionProblem, Held
+from featalign.spaces.capture import evaluating
+from featalign.spaces.graph import Layer, Site
+
+Targets = Callable[[Layer, Sequence[Held]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What the refit of one layer did: share of the target's energy explained before and after."""
+
+    layer: str
+    explained_before: float
+    explained_after: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"explained_before": self.explained_before, "explained_after": self.explained_after}
+
+
+def map_targets(problem: FusionProblem, alignments: Sequence[Alignment]) -> Targets:
+    """Targets of the fusion rule: `T = sum_k lambda_k (O_k h_k + shift_k)`, pre-activations moved by the out-maps."""
+
+    def targets(layer: Layer, held: Sequence[Held]) -> torch.Tensor:
+        total: Any = 0
+        for weight, alignment, activations in zip(problem.mixing, alignments, held):
+            if weight == 0:
+                continue
+            moved = activations[Site(layer.module, "out")].double()
+            if layer.writes in alignment.maps:
+                space_map = alignment.maps[layer.writes]
+                moved = moved @ space_map.out.double().T
+                moved = moved if space_map.shift is None else moved + space_map.shift.double()
+            total = total + weight * moved
+        return total
+
+    return targets
+
+
+def refit(
+    problem: FusionProblem,
+    fused: nn.Module,
+    targets: Targets,
+    exact_first: bool = True,
+    ridge: float = 1e-2,
+    head: str = "log-mixture",
+) -> list[LayerFit]:
+    """Refit the affine layers of `fused` in place.
+
+    Args:
+        targets: pre-activation targets of a layer from the clients' activations, `[samples, m]`.
+        exact_first: layers that read the input and whose target is a linear map of it are exact already; skip them.
+        ridge: relative to the mean diagonal of the Gram matrix.
+        head: name in `HEADS` of the target of layers that write the output, or "none" to keep the rule's target.
+
+    Raises `SpaceMismatch` for layers that are not linear (their refit needs unfolding).
+    """
+    modules = dict(fused.named_modules())
+    spaces = {space.name: space for space in problem.graph.spaces}
+    fits = []
+    for layer in problem.graph.layers:
+        module = modules[layer.module]
+        if not isinstance(module, nn.Linear):
+            raise SpaceMismatch(f"layer '{layer.module}' is a {type(module).__name__}; refit handles Linear layers")
+        writes_output = spaces[layer.writes].pinned
+        if spaces[layer.reads].pinned and exact_first and not writes_output:
+            continue
+        use_head = writes_output and head != "none"
+        fits.append(_refit_layer(problem, fused, module, layer, targets, HEADS[head] if use_head else None, ridge))
+    return fits
+
+
+def _refit_layer(
+    problem: FusionProblem,
+    fused: nn.Module,
+    module: nn.Linear,
+    layer: Layer,
+    targets: Targets,
+    head: Callable[..., torch.Tensor] | None,
+    ridge: float,
+) -> LayerFit:
+    """Accumulate `X^T X` and `X^T (T - X W0^T)` over the refit inputs, solve, write the weights back."""
+    gram: Any = 0
+    residual: Any = 0
+    energy = before = 0.0
+    augmented = module.bias is not None
+    initial = module.weight.detach().double()
+    if augmented:
+        initial = torch.cat([initial, module.bias.detach().double()[:, None]], dim=1)
+    for inputs, held, outputs in problem.activations():
+        x = _inputs_of(fused, module, inputs)
+        if augmented:
+            x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
+        target = targets(layer, held) if head is None else head(outputs, problem.mixing, problem.class_counts)
+        error = target.double() - (x @ initial.float().T).double()
+        gram = gram + (x.T @ x).double()
+        residual = residual + (x.T @ error.float()).double()
+        energy += float((target - target.mean(0)).pow(2).sum())
+        before += float(error.pow(2).sum())
+    scale = ridge * gram.diagonal().mean().clamp_min(1e-12)
+    change = torch.linalg.solve(gram + scale * torch.eye(len(gram), dtype=gram.dtype), residual)
+    after = before - 2 * float((change * residual).sum()) + float((change * (gram @ change)).sum())
+    solution = (initial + change.T).to(module.weight.dtype)
+    with torch.no_grad():
+        module.weight.copy_(solution[:, : module.in_features])
+        if augmented:
+            module.bias.copy_(solution[:, -1])
+    energy = max(energy, 1e-30)
+    return LayerFit(layer.module, 1 - before / energy, 1 - after / energy)
+
+
+class _Reached(Exception):
+    """Stops a forward pass once the input of the layer is known."""
+
+
+def _inputs_of(fused: nn.Module, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    """Inputs `[samples, n]` of one submodule; the forward pass stops there."""
+    found: list[torch.Tensor] = []
+
+    def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        found.append(args[0].detach())
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(hook)
+    try:
+        with evaluating(fused):
+            fused(batch)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return found[0].reshape(-1, found[0].shape[-1])

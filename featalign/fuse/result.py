@@ -1,0 +1,149 @@
+"""Fusing by name, and what comes back: the fused network, its alignment and its ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.align.feature import FeatureMatch
+from featalign.align.maps import Alignment
+from featalign.align.neuron import post_site, pre_site
+from featalign.fuse.methods import METHODS, require_widths
+from featalign.fuse.problem import FusionProblem
+from featalign.fuse.refit import LayerFit, map_targets, refit
+from featalign.fuse.rule import apply_rule
+from featalign.storage import save_tensors
+
+
+@dataclass(frozen=True)
+class FusionResult:
+    """A fused network with what explains it.
+
+    Attributes:
+        method, refitted: the registered name and whether the closed-form refit followed.
+        module: the fused network, of the reference's architecture.
+        alignments: one per client.
+        fits: per refitted layer, the target's explained variance before and after.
+        matches: feature matches by (client, space), for methods that made them.
+        notes: whatever else the method recorded.
+        seconds: wall-clock of matching, fusing and refitting.
+    """
+
+    method: str
+    refitted: bool
+    module: nn.Module
+    alignments: tuple[Alignment, ...]
+    fits: tuple[LayerFit, ...]
+    matches: dict[tuple[int, str], FeatureMatch] = field(repr=False)
+    notes: dict[str, Any]
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """The row of the table: method, with '+refit' when refitted."""
+        return f"{self.method}+refit" if self.refitted else self.method
+
+    def save(self, path: Path | str) -> Path:
+        """Write the fused weights as safetensors."""
+        return save_tensors(path, self.module.state_dict(), {"method": self.name, "format": "pt"})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers: seconds, layer fits, notes."""
+        return {
+            "method": self.method,
+            "refitted": self.refitted,
+            "seconds": self.seconds,
+            "layers": {fit.layer: fit.to_dict() for fit in self.fits},
+            "notes": self.notes,
+        }
+
+
+def fuse(
+    problem: FusionProblem, method: str, with_refit: bool = False, head: str = "log-mixture", ridge: float = 1e-2
+) -> FusionResult:
+    """Fuse the clients of a problem by a registered method, with or without the closed-form refit.
+
+    `head` names the target of the output layer in the refit ("log-mixture", "mean-logits" or "none"); `ridge` is
+    relative to each layer's Gram matrix. Raises `UnknownName` for an unknown method and `SpaceMismatch` when widths
+    differ and the method needs them equal.
+    """
+    entry = METHODS[method]
+    require_widths(problem, method)
+    began = time.perf_counter()
+    proposal = entry.propose(problem)
+    module = apply_rule(problem, proposal.alignments)
+    with_refit = with_refit or entry.needs_refit
+    fits: list[LayerFit] = []
+    if with_refit and not all(weight in (0, 1) for weight in problem.mixing):
+        targets = proposal.targets or map_targets(problem, proposal.alignments)
+        fits = refit(problem, module, targets, proposal.exact_first, ridge, head)
+    seconds = time.perf_counter() - began
+    return FusionResult(
+        method, with_refit, module, proposal.alignments, tuple(fits), proposal.matches, proposal.notes, seconds
+    )
+
+
+class Ensemble(nn.Module):
+    """All clients kept, outputs averaged: the ceiling that a single network is measured against.
+
+    `average` is "softmax" (mean of probabilities, returned as logarithms) or "logits".
+    """
+
+    def __init__(self, clients: Sequence[nn.Module], mixing: Sequence[float], average: str = "softmax"):
+        super().__init__()
+        self.clients = nn.ModuleList(clients)
+        self.mixing = tuple(mixing)
+        self.average = average
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Averaged outputs `[samples, classes]`."""
+        outputs = [client(inputs) for client in self.clients]
+        if self.average == "softmax":
+            outputs = [output.softmax(-1) for output in outputs]
+        total = torch.stack([weight * output for weight, output in zip(self.mixing, outputs)]).sum(0)
+        return total.clamp_min(1e-30).log() if self.average == "softmax" else total
+
+
+def ledger(problem: FusionProblem, alignments: Sequence[Alignment]) -> dict[str, dict[str, float]]:
+    """Per space, what the maps of the first moved client keep and lose, on the refit inputs.
+
+    explained_variance: of the reference's post-activations by the moved client's. commutation_defect:
+    `E|relu(O h) - O relu(h)|^2 / E|O relu(h)|^2`. round_trip: `E|R O a - a|^2 / E|a|^2`.
+    """
+    moving = [k for k in range(len(problem.clients)) if k != problem.reference]
+    if not moving:
+        return {}
+    k = moving[0]
+    sums: dict[str, dict[str, float]] = {}
+    means: dict[str, Any] = {}
+    for _, held, _ in problem.activations():
+        for space in problem.graph.hidden:
+            space_map = alignments[k].maps[space.name]
+            out, into = space_map.out.double(), space_map.into.double()
+            pre, post = held[k][pre_site(space)].double(), held[k][post_site(space)].double()
+            target = held[problem.reference][post_site(space)].double()
+            mean = means.setdefault(space.name, target.mean(0))
+            moved_post = post @ out.T
+            entry = sums.setdefault(
+                space.name, dict.fromkeys(("error", "variance", "defect", "moved", "trip", "own"), 0.0)
+            )
+            entry["error"] += float((moved_post - target).pow(2).sum())
+            entry["variance"] += float((target - mean).pow(2).sum())
+            entry["defect"] += float(((pre @ out.T).relu() - moved_post).pow(2).sum())
+            entry["moved"] += float(moved_post.pow(2).sum())
+            entry["trip"] += float((moved_post @ into.T - post).pow(2).sum())
+            entry["own"] += float(post.pow(2).sum())
+    return {
+        name: {
+            "explained_variance": 1 - entry["error"] / max(entry["variance"], 1e-30),
+            "commutation_defect": entry["defect"] / max(entry["moved"], 1e-30),
+            "round_trip": entry["trip"] / max(entry["own"], 1e-30),
+        }
+        for name, entry in sums.items()
+    }

@@ -1,0 +1,37 @@
+"""The one fusion rule: `W = sum_k lambda_k O_k W_k R_k`, `b = sum_k lambda_k (O_k b_k + shift_k)`.
+
+Every method of the toolkit is a way to choose the maps; all of them end here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from featalign.align.maps import Alignment, SpaceMap
+from featalign.fuse.problem import FusionProblem
+from featalign.spaces.apply import moved, rebuilt
+
+
+def apply_rule(problem: FusionProblem, alignments: Sequence[Alignment]) -> nn.Module:
+    """Move every client by its maps and average with the mixing weights; the widths are those of the out-maps.
+
+    Clients of mixing weight zero take no part. Integer buffers (batch counters) are the reference's.
+    """
+    total: dict[str, torch.Tensor] = {}
+    kinds = problem.clients[problem.reference].state_dict()
+    for weight, client, graph, alignment in zip(problem.mixing, problem.clients, problem.graphs, alignments):
+        if weight == 0:
+            continue
+        for name, tensor in moved(client, graph, alignment.maps).items():
+            if tensor.is_floating_point():
+                total[name] = total.get(name, 0) + weight * tensor.double()
+    state = {name: total[name].to(kind.dtype) if name in total else kind for name, kind in kinds.items()}
+    return rebuilt(problem.clients[problem.reference], state)
+
+
+def identity_alignment(problem: FusionProblem) -> Alignment:
+    """The alignment of a client that stays where it is."""
+    return Alignment({space.name: SpaceMap.identity(space.size) for space in problem.graph.hidden})
