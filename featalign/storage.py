@@ -131,3 +131,14 @@ def refuse_existing(path: Path | str, overwrite: bool = False) -> None:
         raise FolderExists(f"'{path}' is a file; give a folder")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise FolderExists(f"output folder '{path}' exists; choose another --out or pass --overwrite")
+
+
+def load_metadata(path: Path | str) -> dict[str, str]:
+    """Metadata of a safetensors file; raises `CorruptFile` with the path when it is not one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, ValueError) as error:
+        raise CorruptFile(f"'{path}' is not a complete safetensors file ({error}); delete it and run again") from error

@@ -15,7 +15,6 @@ import torch
 from featalign.registry import Registry
 
 Tensors = dict[str, torch.Tensor]
-ARCHITECTURES: Registry[type[Architecture]] = Registry("architecture")
 
 
 @dataclass
@@ -23,15 +22,17 @@ class Architecture:
     """What turns pre-activations into codes, and code gradients into pre-activation gradients.
 
     Attributes:
-        stack, width, k: dictionaries trained together, latents of each, active latents wanted per sample.
+        stack, width, units, k: dictionaries trained together, latents and inputs of each, active latents wanted.
         penalty: `[S, 1, 1]` coefficient of the sparsity penalty, steered so that L0 approaches `k`.
     """
 
     stack: int
     width: int
+    units: int
     k: float
     penalty: torch.Tensor = field(init=False)
     steered = False  # whether `penalty` is steered towards L0 = k
+    ease = 1e-9  # share of the run over which the wanted L0 comes down to k
     pointwise = False  # whether active entries alone decide the gradient, so that sparse products apply
     rescalable = False  # whether scaling a decoder row can be undone in the encoder exactly
 
@@ -43,7 +44,7 @@ class Architecture:
         return {}
 
     def groups(self) -> list[slice]:
-        """Nested prefixes of latents that must reconstruct on their own; one group of all by default."""
+        """Groups of latents whose nested unions must each reconstruct on their own; one group of all by default."""
         return [slice(0, self.width)]
 
     def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
@@ -60,9 +61,19 @@ class Architecture:
         """Gradient on `pre` from the gradient on the codes; adds gradients of own parameters to `grads`."""
         return dz * (codes > 0)
 
-    def finish(self, pre: torch.Tensor) -> Tensors:
-        """Tensors that inference needs besides the parameters, from pre-activations `[S, N, F]` of training data."""
+    def auxiliary(self, pre: torch.Tensor, y: torch.Tensor, params: Tensors) -> torch.Tensor | None:
+        """Gradient on `pre` of a loss of the architecture's own, or None."""
+        return None
+
+    def project(self, params: Tensors) -> None:
+        """Bring parameters back to where they make sense, in place, after each step."""
+
+    def finish(self, pre: torch.Tensor, s: int, params: Tensors) -> Tensors:
+        """Tensors `[F]` that inference of dictionary `s` needs, from its pre-activations `[N, F]` on training data."""
         return {}
+
+
+ARCHITECTURES: Registry[type[Architecture]] = Registry("architecture")
 
 
 def kth_largest(values: torch.Tensor, k: int) -> torch.Tensor:
@@ -84,11 +95,42 @@ class TopK(Architecture):
 
     pointwise = True
 
+    def floor(self, pre: torch.Tensor) -> torch.Tensor:
+        """Smallest active value of each sample."""
+        return kth_largest(pre, int(self.k)).clamp_min(1e-12)
+
     def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
-        return pre * (pre >= kth_largest(pre, int(self.k)).clamp_min(1e-12))
+        return pre * (pre >= self.floor(pre))
 
     def select(self, pre: torch.Tensor) -> np.ndarray:
-        return np.flatnonzero((pre >= kth_largest(pre, int(self.k)).clamp_min(1e-12)).numpy())
+        return np.flatnonzero((pre >= self.floor(pre)).numpy())
+
+
+@ARCHITECTURES.register("batchtopk")
+class BatchTopK(TopK):
+    """The `k * batch` largest of a batch (Bussmann et al. 2024, arXiv:2412.06410); a threshold at inference.
+
+    The threshold is the quantile of the training pre-activations at which L0 is k, not a moving average.
+    """
+
+    def floor(self, pre: torch.Tensor) -> torch.Tensor:
+        flat = pre.reshape(*pre.shape[:-2], -1)
+        return kth_largest(flat, max(1, round(self.k * pre.shape[-2])))[..., None].clamp_min(1e-12)
+
+    def finish(self, pre: torch.Tensor, s: int, params: Tensors) -> Tensors:
+        kth = float(kth_largest(pre.reshape(-1), max(1, round(self.k * len(pre)))))
+        return {"threshold": torch.full((self.width,), max(kth, 0.0) * (1 - 1e-6))}
+
+
+@ARCHITECTURES.register("matryoshka")
+class Matryoshka(BatchTopK):
+    """BatchTopK whose first eighth, quarter and half reconstruct too (Bussmann et al. 2025, arXiv:2503.17547)."""
+
+    pointwise = False
+
+    def groups(self) -> list[slice]:
+        ends = sorted({max(1, self.width // part) for part in (8, 4, 2, 1)})
+        return [slice(start, end) for start, end in zip([0, *ends], ends)]
 
 
 @ARCHITECTURES.register("relu")
@@ -117,3 +159,77 @@ class Transcoder(ReluL1):
 
     `relu(a) ~ D relu(E a + c) + b`: linear in the layer's input before the ReLU, so `E W` folds into the layer.
     """
+
+
+@ARCHITECTURES.register("jumprelu")
+class JumpReLU(Architecture):
+    """A learned threshold per latent under an L0 penalty (Rajamanoharan et al. 2024, arXiv:2407.14435).
+
+    Straight-through gradients reach the threshold alone, through a rectangle of half-width `bandwidth / 2`.
+    """
+
+    steered = True
+    ease = 0.5
+
+    @property
+    def bandwidth(self) -> float:
+        """In normalised coordinates, where a vector of activations has length about `sqrt(n)`."""
+        return 0.05 * self.units**0.5
+
+    def parameters(self) -> Tensors:
+        return {"threshold": torch.full((self.stack, self.width), self.bandwidth)}
+
+    def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
+        return pre * (pre > params["threshold"][:, None])
+
+    def backward(
+        self, dz: torch.Tensor, pre: torch.Tensor, codes: torch.Tensor, params: Tensors, grads: Tensors
+    ) -> torch.Tensor:
+        threshold = params["threshold"][:, None]
+        near = ((pre - threshold).abs() < self.bandwidth / 2) / self.bandwidth
+        grads["threshold"] -= (near * (threshold * dz + self.penalty / pre.shape[1])).sum(1)
+        return dz * (codes > 0)
+
+    def project(self, params: Tensors) -> None:
+        params["threshold"].clamp_min_(0)
+
+    def finish(self, pre: torch.Tensor, s: int, params: Tensors) -> Tensors:
+        return {"threshold": params["threshold"][s]}
+
+
+@ARCHITECTURES.register("gated")
+class Gated(Architecture):
+    """Separate gate and magnitude on shared directions (Rajamanoharan et al. 2024, arXiv:2404.16014).
+
+    The encoder bias is the gate's; the rectified gate reconstructs through the decoder held fixed and pays the L1.
+    """
+
+    steered = True
+
+    def parameters(self) -> Tensors:
+        return {name: torch.zeros(self.stack, self.width) for name in ("r_mag", "b_mag")}
+
+    def _magnitude(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
+        linear = pre - params["b_enc"][:, None]
+        return linear * params["r_mag"].exp()[:, None] + params["b_mag"][:, None]
+
+    def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
+        return (pre > 0) * self._magnitude(pre, params).relu()
+
+    def backward(
+        self, dz: torch.Tensor, pre: torch.Tensor, codes: torch.Tensor, params: Tensors, grads: Tensors
+    ) -> torch.Tensor:
+        active = dz * (codes > 0)
+        through = active * params["r_mag"].exp()[:, None]
+        grads["r_mag"] += (through * (pre - params["b_enc"][:, None])).sum(1)
+        grads["b_mag"] += active.sum(1)
+        grads["b_enc"] -= through.sum(1)  # the magnitude does not see the gate's bias
+        return through
+
+    def auxiliary(self, pre: torch.Tensor, y: torch.Tensor, params: Tensors) -> torch.Tensor | None:
+        error = torch.baddbmm(params["b_dec"][:, None], pre.relu(), params["decoder"]).sub_(y)
+        g = error * (2 / (y.shape[1] * y.shape[2]))
+        return (g @ params["decoder"].transpose(1, 2) + self.penalty / pre.shape[1]) * (pre > 0)
+
+    def finish(self, pre: torch.Tensor, s: int, params: Tensors) -> Tensors:
+        return {"r_mag": params["r_mag"][s], "b_mag": params["b_mag"][s]}

@@ -78,7 +78,7 @@ class Dictionary:
 
     @property
     def name(self) -> str:
-        return "transcoder" if self.architecture == "transcoder" else "sae"
+        return str(self.metadata.get("basis", "transcoder" if self.architecture == "transcoder" else "sae"))
 
     @property
     def atoms(self) -> torch.Tensor:

@@ -1,0 +1,122 @@
+"""One dictionary for several clients (crosscoder), and sweeps along width and sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+
+from featalign.dictionaries.dictionary import Dictionary
+from featalign.dictionaries.preflight import default_k
+from featalign.dictionaries.quality import assess
+from featalign.dictionaries.training import train, train_many
+from featalign.errors import SpaceMismatch
+
+
+def train_joint(
+    activations: Sequence[torch.Tensor],
+    width: int | None = None,
+    k: float | None = None,
+    seed: int = 0,
+    metadata: Sequence[Mapping[str, Any]] | None = None,
+    **options: Any,
+) -> list[Dictionary]:
+    """Dictionaries of several clients whose latent j is one and the same feature (crosscoder, Lindsey et al. 2024).
+
+    A TopK dictionary of the clients' activations side by side (same samples, each centred and scaled) is split: client
+    c keeps its block of the decoder (row norms tell how strongly it holds the feature, see
+    `fa.measure.relative_norms`) and gets the encoder that best predicts the joint pre-activations from its own
+    activations, so that each entry is an ordinary `Basis` of its client. Options are those of `train`.
+    """
+    if len({len(a) for a in activations}) != 1:
+        raise SpaceMismatch(f"{[len(a) for a in activations]} samples; give every client the same inputs")
+    metadata = metadata or [{"client": index} for index in range(len(activations))]
+    means = [a.mean(0) for a in activations]
+    scales = [float((a - m).pow(2).sum(1).mean().sqrt()) for a, m in zip(activations, means)]
+    together = torch.cat([(a - m) / s for a, m, s in zip(activations, means, scales)], 1)
+    k = default_k(max(a.shape[1] for a in activations)) if k is None else k
+    facts = {**metadata[0], "client": "joint"}
+    joint = train(together, width, "topk", k, seed, metadata=facts, **options)
+    pre = (together - joint.b_dec) @ joint.W_enc + joint.b_enc
+    found, start = [], 0
+    for acts, mean, scale, own in zip(activations, means, scales, metadata):
+        block = slice(start, start + acts.shape[1])
+        start = block.stop
+        atoms = joint.W_dec[:, block] * scale
+        b_dec = mean + joint.b_dec[block] * scale
+        x = torch.cat([acts - b_dec, acts.new_ones(len(acts), 1)], 1).double()
+        gram = x.T @ x
+        ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        readout = torch.linalg.solve(gram + ridge, x.T @ pre.double()).float()
+        tensors = {"W_enc": readout[:-1].contiguous(), "b_enc": readout[-1], "W_dec": atoms, "b_dec": b_dec}
+        bare = Dictionary("topk", tensors, joint.k)
+        facts = {"basis": "joint", "seed": seed, **own}
+        found.append(Dictionary("topk", tensors, joint.k, assess(bare, acts, acts), joint.history, facts))
+    return found
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Dictionaries along width and sparsity with their quality.
+
+    Attributes:
+        frame: a row per dictionary: width, k, seed, explained variance, L0, dead fraction.
+        dictionaries: in the order of the frame's rows.
+    """
+
+    frame: pd.DataFrame
+    dictionaries: tuple[Dictionary, ...]
+
+    @property
+    def pareto(self) -> pd.DataFrame:
+        """Rows that no other row beats in both L0 (less) and explained variance (more)."""
+        rows = self.frame.sort_values(["l0", "explained_variance"], ascending=[True, False])
+        best = rows["explained_variance"].cummax()
+        return rows[(rows["explained_variance"] >= best) & ~best.duplicated()]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rows": self.frame.to_dict(orient="records")}
+
+    def to_frame(self) -> pd.DataFrame:
+        return self.frame
+
+    def _repr_html_(self) -> str:
+        return self.frame.round(3).to_html(index=False)
+
+
+def sweep(
+    activations: torch.Tensor,
+    ks: Sequence[float] = (),
+    widths: Sequence[int] = (),
+    seeds: Sequence[int] = (0, 1),
+    architecture: str = "topk",
+    metadata: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> Sweep:
+    """Train dictionaries over sparsity and width: never judge a space by one L0.
+
+    Defaults: half, once and twice the default k; widths 1, 2 and 4 times the units, as far as the data carries.
+    """
+    from tqdm.auto import tqdm
+
+    units = activations.shape[1]
+    base = default_k(units)
+    ks = list(ks) or sorted({max(1, base // 2), base, 2 * base})
+    widths = list(widths) or [units, 2 * units, 4 * units]
+    found: list[Dictionary] = []
+    seen: set[tuple[int, float]] = set()
+    for width in tqdm(widths, disable=not progress, desc="sweep"):
+        for k in ks:
+            trained = train_many([activations], architecture, seeds, [metadata or {}], width=width, k=k, **options)[0]
+            if (trained[0].width, k) not in seen:
+                seen.add((trained[0].width, k))
+                found += trained
+    rows = []
+    for entry in found:
+        assert entry.quality is not None
+        rows.append({"width": entry.width, "k": entry.k, "seed": entry.metadata["seed"], **entry.quality.to_dict()})
+    return Sweep(pd.DataFrame(rows), tuple(found))
