@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +88,8 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     losses = []
     module.train()
-    with torch.random.fork_rng(devices=[]), trange(config.epochs, desc=name, disable=not progress, leave=False) as bar:
+    epochs = trange(config.epochs, desc=name, disable=not progress, leave=False)
+    with torch.random.fork_rng(devices=[]), _suitable_threads(module, inputs), epochs as bar:
         torch.manual_seed(seed)
         for _ in bar:
             total = 0.0
@@ -102,6 +105,22 @@ def train(
     module.eval()
     check_finite(module, name)
     return losses
+
+
+@contextmanager
+def _suitable_threads(module: nn.Module, inputs: torch.Tensor) -> Iterator[None]:
+    """One thread while a network of plain linear layers trains on float inputs, restored after.
+
+    Its steps last a few milliseconds: more threads gain little on a quiet machine, cost a factor of twenty when
+    another process holds a core, and make the weights depend on the number of cores.
+    """
+    threads = torch.get_num_threads()
+    if inputs.is_floating_point() and all(parameter.dim() <= 2 for parameter in module.parameters()):
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _optimizer(

@@ -129,6 +129,19 @@ def test_sgd_step_is_the_formula():
     assert torch.allclose(model.fc1.weight, before - 0.3 * gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize(("convolution", "expected"), [(False, 1), (True, 2)])
+def test_small_dense_networks_train_on_one_thread(monkeypatch, convolution, expected):
+    threads = {"now": 2}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads["now"])
+    monkeypatch.setattr(torch, "set_num_threads", lambda n: threads.update(now=n))
+    head = [torch.nn.Flatten(), torch.nn.Linear(16, 3)]
+    seen = []
+    model = torch.nn.Sequential(*([torch.nn.Conv2d(1, 1, 1)] if convolution else []), *head)
+    model.register_forward_hook(lambda *_: seen.append(threads["now"]))
+    clients.train(model, torch.rand(6, 1, 4, 4), torch.arange(6) % 3, TrainConfig(epochs=1), progress=False)
+    assert seen == [expected] and threads["now"] == 2
+
+
 def test_accuracy_and_logits_in_batches(digits):
     model = clients.build(MLPConfig(64, (8,), 10)).train()
     whole = clients.logits(model, digits.test_inputs, batch_size=1000)
