@@ -5,7 +5,7 @@ from featalign.transport.barycentre import Barycentre, fixed_barycentre, free_ba
 from featalign.transport.costs import COSTS, GroundCost, SemanticMoments, ground_cost
 from featalign.transport.exact import exact
 from featalign.transport.gromov import gromov
-from featalign.transport.partial import null_threshold, partial
+from featalign.transport.partial import MassCurve, mass_curve, null_threshold, partial
 from featalign.transport.plan import Plan
 from featalign.transport.sinkhorn import Entropic, entropic, hilbert_rate, round_to_marginals, sinkhorn
 from featalign.transport.solve import SOLVERS, solve
@@ -21,6 +21,7 @@ __all__ = [
     "Entropic",
     "Feasibility",
     "GroundCost",
+    "MassCurve",
     "Plan",
     "SemanticMoments",
     "Universe",
@@ -32,6 +33,7 @@ __all__ = [
     "gromov",
     "ground_cost",
     "hilbert_rate",
+    "mass_curve",
     "null_threshold",
     "partial",
     "round_to_marginals",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def partial(cost: Any, a: Any = None, b: Any = None, threshold: float | None = N
     With `threshold=tau` it solves `min <C, T> + tau (M - |T|)`, `T 1 <= a`, `T^T 1 <= b`, `M = min(|a|, |b|)`: a unit
     of mass that could be matched and is not costs `tau`. For uniform masses that is an assignment on `min(C, tau)`
     whose pairs at `tau` are dropped (exact, and 100 times cheaper than padding). With `mass=s` it matches exactly the
-    mass `s` at least cost (Chapel, Alaya and Gasso 2020).
+    mass `s` at least cost (Chapel, Alaya and Gasso 2020), with `mass="elbow"` the mass at the bend of `mass_curve`.
 
     Raises `BadOption` unless one of the two options is given and positive, `TransportError` on ill-posed masses.
     """
@@ -35,6 +36,10 @@ def partial(cost: Any, a: Any = None, b: Any = None, threshold: float | None = N
         raise BadOption(
             "partial transport wants threshold= (price of unmatched mass) or mass= (mass to match), not both"
         )
+    if mass == "elbow":
+        return partial(cost, a, b, threshold=mass_curve(cost, a, b).elbow_price)
+    if isinstance(mass, str):
+        raise BadOption(f"mass={mass!r}: give a number, or 'elbow'")
     if mass is not None:
         return _by_mass(cost, a, b, positive(mass, "mass", upper=min(a.sum(), b.sum()) * (1 + 1e-12)))
     tau = float(threshold)  # type: ignore[arg-type]
@@ -43,6 +48,49 @@ def partial(cost: Any, a: Any = None, b: Any = None, threshold: float | None = N
     if is_uniform(a) and is_uniform(b) and abs(a[0] - b[0]) <= 1e-12 * a[0]:
         return _clipped_assignment(cost, a, b, tau)
     return _clipped_simplex(cost, a, b, tau)
+
+
+@dataclass(frozen=True)
+class MassCurve:
+    """Least cost of matching a mass: `values [p]` at `masses [p]`, convex, with slope `prices [p]`.
+
+    `elbow` is the index where the curve is farthest below the chord between its ends.
+    """
+
+    masses: np.ndarray
+    values: np.ndarray
+    prices: np.ndarray
+    elbow: int
+
+    @property
+    def elbow_price(self) -> float:
+        """What the unit of mass costs at the elbow; `partial(threshold=...)` stops there."""
+        return float(self.prices[self.elbow])
+
+
+def mass_curve(cost: Any, a: Any = None, b: Any = None, points: int = 24) -> MassCurve:
+    """The cost of matching more and more mass, exact at `points` masses: each is an optimum for some price.
+
+    As many again are placed around the elbow. Masses as in `partial`. Raises as `partial` does.
+    """
+    cost = as_cost(cost)
+    low, high = float(cost.min()), float(cost.max())
+    span = (high - low) or 1.0
+    full = partial(cost, a, b, threshold=high + span)
+    used = cost[scipy.sparse.csr_array(full.coupling).nonzero()]
+    prices = np.unique(np.append(np.quantile(used, np.linspace(0, 1, points)) + 1e-9 * span, high + span))
+    curve = _curve(cost, full.a, full.b, prices, low)
+    near = prices[max(curve.elbow - 1, 0)], prices[min(curve.elbow + 1, len(prices) - 1)]
+    return _curve(cost, full.a, full.b, np.unique(np.append(prices, np.linspace(*near, points))), low)
+
+
+def _curve(cost: np.ndarray, a: np.ndarray, b: np.ndarray, prices: np.ndarray, low: float) -> MassCurve:
+    plans = [partial(cost, a, b, threshold=price) for price in prices]
+    masses = np.array([plan.mass for plan in plans])
+    values = np.array([plan.value - price * (min(a.sum(), b.sum()) - plan.mass) for plan, price in zip(plans, prices)])
+    above_least = values - low * masses
+    below_chord = masses / masses[-1] - above_least / (above_least[-1] or 1.0)
+    return MassCurve(masses, values, prices, int(below_chord.argmax()))
 
 
 def _clipped_assignment(cost: np.ndarray, a: np.ndarray, b: np.ndarray, tau: float) -> Plan:

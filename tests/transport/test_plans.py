@@ -118,6 +118,22 @@ def test_partial_by_mass(problem, share):
     assert plan.gap <= 1e-9 * np.abs(cost).max()
 
 
+def test_elbow_separates_real_pairs_from_the_rest():
+    from featalign.transport import mass_curve
+
+    rng = np.random.default_rng(0)
+    cost = 0.8 + 0.2 * rng.random((40, 40))
+    cost[np.arange(25), np.arange(25)] = 0.2 * rng.random(25)
+    curve = mass_curve(cost)
+    slopes = np.diff(curve.values) / np.maximum(np.diff(curve.masses), 1e-12)
+    assert (np.diff(slopes[np.diff(curve.masses) > 0]) > -1e-9).all()  # convex
+    for k in (3, 12):  # every point is the optimum for its mass
+        assert solve(cost, method="partial", mass=curve.masses[k]).value == pytest.approx(curve.values[k])
+    plan = solve(cost, mass="elbow")
+    assert plan.mass == pytest.approx(25 / 40)
+    assert (plan.pairs == np.stack([np.arange(25)] * 2, axis=1)).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(problem=problems(), price=st.floats(0.1, 5.0), divergence=st.sampled_from(["kl", "tv"]))
 def test_unbalanced_bounds(problem, price, divergence):
