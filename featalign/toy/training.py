@@ -88,10 +88,24 @@ def train(
     if len(models) != len(several) * len(seeds):
         raise SpaceMismatch(f"start holds {len(models)} models for {len(several)} laws and {len(seeds)} seeds")
     weights = _importance(several, config.n, importance)
-    draw = [law.sample if isinstance(law, Features) else law for law in several]
     program = _Program(models, weights.repeat_interleave(len(seeds), 0), schedule)
-    generators = [torch.Generator().manual_seed(data_seed * 7919 + index) for index in range(len(several))]
-    return program.run(draw, generators, len(seeds), progress)
+    return program.run(_batches(several, data_seed), len(seeds), progress)
+
+
+def _batches(laws: Sequence[Features | Batches], data_seed: int) -> Callable[[int], torch.Tensor]:
+    """`count -> x [laws, count, n]`; independent features of all laws come from one draw."""
+    if all(isinstance(law, Features) and law.relation == "independent" for law in laws):
+        density = torch.tensor([law.density for law in laws if isinstance(law, Features)])[:, None]
+        shared = torch.Generator().manual_seed(data_seed)
+
+        def together(count: int) -> torch.Tensor:
+            u = torch.rand(len(laws), count, density.shape[2], generator=shared)
+            return torch.where(u < density, u / density.clamp_min(1e-12), 0.0)
+
+        return together
+    generators = [torch.Generator().manual_seed(data_seed * 7919 + index) for index in range(len(laws))]
+    draw = [law.sample if isinstance(law, Features) else law for law in laws]
+    return lambda count: torch.stack([law(count, generator) for law, generator in zip(draw, generators)])
 
 
 def _importance(laws: Sequence[Any], n: int, given: torch.Tensor | None) -> torch.Tensor:
@@ -116,7 +130,7 @@ class _Program:
         self.second = {name: torch.zeros_like(value) for name, value in self.params.items()}
         self.watch = torch.zeros(len(models))
 
-    def run(self, draw: list[Batches], generators: list[torch.Generator], copies: int, progress: bool) -> ToyModels:
+    def run(self, draw: Callable[[int], torch.Tensor], copies: int, progress: bool) -> ToyModels:
         from tqdm.auto import tqdm
 
         size, stop, best, stale = self.schedule.batch_size, self.schedule.steps, float("inf"), 0
@@ -125,7 +139,7 @@ class _Program:
         step = 0
         with torch.no_grad():
             while step < stop:
-                batch = torch.stack([law(size, generator) for law, generator in zip(draw, generators)])
+                batch = draw(size)
                 x = batch if copies == 1 else batch.repeat_interleave(copies, 0)
                 self._step(x, step, min(1.0, (stop - step) / max(1, decay)))
                 step += 1
@@ -148,9 +162,7 @@ class _Program:
         pre = x @ encoder.mT
         hidden = pre.relu() if self.config.hidden == "relu" else pre
         out = torch.baddbmm(bias, hidden, decoder.mT)
-        error = (
-            (out.relu() if self.config.output == "relu" else out).sub_(x) if self.config.output == "relu" else out - x
-        )
+        error = (out.relu() if self.config.output == "relu" else out) - x
         delta = error if self.uniform else error * self.importance
         self.watch.mul_(0.99).add_((delta * error).sum((1, 2)), alpha=0.01 / x.shape[1])
         if self.config.output == "relu":
