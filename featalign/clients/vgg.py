@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from featalign.clients.models import models
+from featalign.clients.training import TrainConfig
 from featalign.errors import BadOption
 
 if TYPE_CHECKING:
@@ -26,12 +27,14 @@ class VGGConfig:
         width: factor on all channel counts.
         batch_norm: batch normalisation after every convolution.
         bias: whether convolutions and head have biases (never before a batch normalisation).
+        size: side of the square pictures in pixels; halvings that would go below one pixel are left out.
         channels, outputs: of the pictures and of the head.
     """
 
     width: float = 1.0
     batch_norm: bool = False
     bias: bool = True
+    size: int = 32
     channels: int = 3
     outputs: int = 10
 
@@ -42,7 +45,15 @@ class VGGConfig:
     @classmethod
     def for_dataset(cls, dataset: Dataset, **options: Any) -> VGGConfig:
         """Channels and classes of the data set."""
-        return cls(channels=dataset.input_shape[0], outputs=dataset.classes, **options)
+        channels, size, _ = dataset.input_shape
+        return cls(size=size, channels=channels, outputs=dataset.classes, **options)
+
+    @staticmethod
+    def recipe(**options: Any) -> TrainConfig:
+        """Training that suits the network on two cores."""
+        return TrainConfig(
+            **{"epochs": 5, "batch_size": 128, "lr": 2e-3, "optimizer": "adam", "schedule": "cosine", **options}
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values with the registered name under `model`."""
@@ -50,19 +61,22 @@ class VGGConfig:
 
     def module(self) -> nn.Module:
         """A freshly initialised network."""
-        return VGG(self)
+        return VGG(self).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 class VGG(nn.Module):
-    """Pictures `[N, channels, 32, 32]` to logits: `conv1`, (`bn1`,) `act1`, (`pool1`,) ..., `head`."""
+    """Pictures `[N, channels, size, size]` to logits: `conv1`, (`bn1`,) `act1`, (`pool1`,) ..., `head`."""
 
     def __init__(self, config: VGGConfig):
         super().__init__()
         self.config = config
-        before, count, layers = config.channels, 0, []
+        before, count, side = config.channels, 0, config.size
+        layers: list[tuple[str, nn.Module]] = []
         for size in VGG11:
             if size == 0:
-                layers.append((f"pool{count}", nn.MaxPool2d(2)))
+                if side > 1:
+                    layers.append((f"pool{count}", nn.MaxPool2d(2)))
+                    side //= 2
                 continue
             count += 1
             after = int(config.width * size)
@@ -74,7 +88,7 @@ class VGG(nn.Module):
             before = after
         for name, layer in layers:
             self.add_module(name, layer)
-        self.head = nn.Linear(before, config.outputs, bias=config.bias)
+        self.head = nn.Linear(before * side**2, config.outputs, bias=config.bias)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, nonlinearity="relu")

@@ -40,27 +40,21 @@ def gains(out: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
+    """A map along one axis of one tensor: what `moved` applies."""
+
+    space: str
     axis: Axis
     size: int
     matrix: torch.Tensor
 
 
-def moved(
-    module: nn.Module,
-    graph: SpaceGraph,
-    maps: Mapping[str, MapLike],
-    state: Mapping[str, torch.Tensor] | None = None,
-) -> dict[str, torch.Tensor]:
-    """State dict of `module` with every mapped space re-expressed; spaces without a map keep their basis.
+Pieces = dict[tuple[str, int], list[Piece]]
 
-    Writers get `O` along their axis, readers `R^T`, gains `|O|` normalised, biases that write the space (one axis
-    per tensor) `O b + shift`. Unequal widths change shapes: see `rebuilt`. Computed in float64, returned in each
-    tensor's own type. Raises `SpaceMismatch` for unknown spaces and maps that do not fit.
-    """
-    source = module.state_dict() if state is None else state
-    pieces: dict[tuple[str, int], list[_Piece]] = defaultdict(list)
-    shifts: dict[str, torch.Tensor] = {}
+
+def pieces_of(graph: SpaceGraph, maps: Mapping[str, MapLike]) -> Pieces:
+    """The maps laid out by parameter and dimension; raises `SpaceMismatch` for maps that do not fit their space."""
+    pieces: Pieces = defaultdict(list)
     for name, space_map in maps.items():
         space = graph[name]
         _require_fit(space, space_map)
@@ -71,19 +65,47 @@ def moved(
         )
         for axes, matrix in roles:
             for axis in axes:
-                pieces[axis.parameter, axis.dim].append(_Piece(axis, space.size, matrix))
+                pieces[axis.parameter, axis.dim].append(Piece(name, axis, space.size, matrix))
+    return pieces
+
+
+def moved_tensor(tensor: torch.Tensor, name: str, pieces: Pieces, skip: tuple[int, str] | None = None) -> torch.Tensor:
+    """One parameter re-expressed, in float64 if anything applies; `skip` leaves out one space along one dimension."""
+    value = tensor
+    for dim in range(tensor.dim()):
+        chosen = [piece for piece in pieces.get((name, dim), ()) if (dim, piece.space) != skip]
+        if chosen:
+            value = _along(value.double(), dim, chosen, name)
+    return value
+
+
+def moved(module: nn.Module, graph: SpaceGraph, maps: Mapping[str, MapLike]) -> dict[str, torch.Tensor]:
+    """State dict of `module` with every mapped space re-expressed; spaces without a map keep their basis.
+
+    Writers get `O` along their axis, readers `R^T`, gains `|O|` normalised, biases that write the space also its
+    shift. Unequal widths change shapes: see `rebuilt`. Computed in float64, returned in each tensor's own type.
+    Raises `SpaceMismatch` for unknown spaces, maps that do not fit, and shifts of a space that no bias writes.
+    """
+    source = module.state_dict()
+    pieces = pieces_of(graph, maps)
+    shifts: dict[str, torch.Tensor] = {}
+    for name, space_map in maps.items():
         if space_map.shift is not None:
-            shifts.update(_shifted(source, space, space_map.shift))
+            shifts.update(_shifted(source, graph[name], space_map.shift))
     result = {}
     for name, tensor in source.items():
-        value = tensor
-        for dim in range(tensor.dim()):
-            if (name, dim) in pieces:
-                value = _along(value.double(), dim, pieces[name, dim], name)
+        value = moved_tensor(tensor, name, pieces)
         if name in shifts:
             value = value + shifts[name].double()
         result[name] = value.to(tensor.dtype) if value is not tensor else tensor.clone()
     return result
+
+
+def unit_rows(tensor: torch.Tensor, axis: Axis, size: int) -> torch.Tensor:
+    """`[size, features]`: all entries of a tensor that belong to each unit of the space along an axis, float64."""
+    length = axis.tile * size * axis.repeat
+    segment = tensor.double().movedim(axis.dim, 0)[axis.offset : axis.offset + length]
+    return segment.reshape(axis.tile, size, axis.repeat, -1).movedim(1, 0).reshape(size, -1)
 
 
 def _require_fit(space: Space, space_map: MapLike) -> None:
@@ -95,17 +117,18 @@ def _require_fit(space: Space, space_map: MapLike) -> None:
 
 
 def _shifted(state: Mapping[str, torch.Tensor], space: Space, shift: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The shift goes to the one bias that follows each weight writing the space."""
-    return {
-        axis.parameter: shift.repeat_interleave(axis.repeat).repeat(axis.tile)
-        for axis in space.writers
-        if state[axis.parameter].dim() == 1 and axis.parameter.endswith("bias")
-    }
+    """The shift laid out for the biases that write the space."""
+    biases = [axis for axis in space.writers if state[axis.parameter].dim() == 1 and axis.parameter.endswith("bias")]
+    if not biases and bool(shift.any()):
+        raise SpaceMismatch(
+            f"no bias writes space '{space.name}', so its map cannot have a shift; build layers with one"
+        )
+    return {axis.parameter: shift.repeat_interleave(axis.repeat).repeat(axis.tile) for axis in biases}
 
 
-def _along(tensor: torch.Tensor, dim: int, pieces: list[_Piece], name: str) -> torch.Tensor:
+def _along(tensor: torch.Tensor, dim: int, pieces: list[Piece], name: str) -> torch.Tensor:
     """Apply the maps of one dimension: interval by interval (concatenations), factor by factor (products)."""
-    intervals: dict[tuple[int, int], list[_Piece]] = defaultdict(list)
+    intervals: dict[tuple[int, int], list[Piece]] = defaultdict(list)
     for piece in pieces:
         length = piece.axis.tile * piece.size * piece.axis.repeat
         intervals[piece.axis.offset, length].append(piece)
@@ -122,7 +145,7 @@ def _along(tensor: torch.Tensor, dim: int, pieces: list[_Piece], name: str) -> t
     return torch.cat(parts, -1).movedim(-1, dim)
 
 
-def _factors(tensor: torch.Tensor, group: list[_Piece]) -> torch.Tensor:
+def _factors(tensor: torch.Tensor, group: list[Piece]) -> torch.Tensor:
     """Apply the maps of a product axis, each along its own factor (last dimension of `tensor`)."""
     lead, total = tensor.shape[:-1], tensor.shape[-1]
     sizes, matrices, stride = [], [], total
@@ -133,8 +156,14 @@ def _factors(tensor: torch.Tensor, group: list[_Piece]) -> torch.Tensor:
         stride = piece.axis.repeat
     value = tensor.reshape(*lead, *sizes, stride)
     for k, matrix in enumerate(matrices):
-        if matrix is not None:
-            value = torch.tensordot(value, matrix.to(value), dims=([len(lead) + k], [1])).movedim(-1, len(lead) + k)
+        if matrix is None:
+            continue
+        dim = len(lead) + k
+        ones = matrix == 1
+        if bool((ones.sum(1) == 1).all()) and int(matrix.count_nonzero()) == len(matrix):  # copies of units
+            value = value.index_select(dim, ones.int().argmax(1))
+        else:
+            value = torch.tensordot(value, matrix.to(value), dims=([dim], [1])).movedim(-1, dim)
     return value.reshape(*lead, prod(value.shape[len(lead) :]))
 
 

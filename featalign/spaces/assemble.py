@@ -54,8 +54,9 @@ class Assembly:
             for k, dim in enumerate(self.tracer.parameters[name].dims)
             if dim.node is not None and dim.node.root.label != "kernel"
         ]
+        seen = self.tracer.seen_leaves()
         for name, k, node in axes:
-            self.restrict(name, k, node)
+            self.restrict(name, k, node, seen)
         for pinned in (False, True):  # what moves has the first choice of names, what writes a space gives it
             for writers in (True, False):
                 for name, k, node in axes:
@@ -77,13 +78,15 @@ class Assembly:
             return "scale"
         return "reader" if roles and "writer" not in roles and "scale" not in roles else "writer"
 
-    def restrict(self, name: str, k: int, node: Node) -> None:
-        """What cannot be written down as an axis is pinned; what is read and written (ties) is only rotated."""
+    def restrict(self, name: str, k: int, node: Node, seen: set[int]) -> None:
+        """What is read and written (ties) is only rotated; what no `Axis` can say, or the example never reached (rows
+        of a position table past its length), is pinned.
+        """
         roles = self.tracer.roles.get((name, k), set())
         if "reader" in roles and len(roles) > 1:
             node.constrain(Symmetry.ORTHOGONAL)
         for place in places(node):
-            if not place.exact:
+            if not place.exact or id(place.leaf) not in seen:
                 place.leaf.pin()
 
     def draft(self, name: str, k: int, node: Node) -> None:

@@ -153,7 +153,8 @@ def divide(node: Node, sizes: Sequence[int]) -> list[Node]:
     if root.pinned:
         return [Node(size, Symmetry.PINNED) for size in sizes]
     if root.kind == "leaf":
-        return root._refine("sum", sizes)
+        pieces = iter(root._refine("sum", [size for size in sizes if size]))
+        return [next(pieces) if size else Node(0, Symmetry.PINNED) for size in sizes]
     if root.kind == "product":
         first, *rest = root.factors()
         inner = root.size // first.size

@@ -109,9 +109,9 @@ def check(graph: SpaceGraph, module: nn.Module | None, example: Any, tolerance: 
     maps = random_maps(graph, seed)
 
     def error_of(chosen: Mapping[str, Transform]) -> tuple[float, float]:
-        new = moved(double, graph, chosen, state)
-        double.load_state_dict(new)
-        changed = sum(int((new[name] != old).sum()) for name, old in state.items())
+        double.load_state_dict(state)
+        double.load_state_dict(moved(double, graph, chosen))
+        changed = sum(int((new != state[name]).sum()) for name, new in double.state_dict().items())
         return output_change(reference, outputs_of(double, example)), changed / sum(t.numel() for t in state.values())
 
     error, share = error_of(maps)

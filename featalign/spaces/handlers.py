@@ -162,16 +162,18 @@ def homogeneous(call: Call) -> Dims:
     return constrain_all(call.dims(call.args[0]), Symmetry.SCALED_PERMUTATION)
 
 
-@handles("leaky_relu", "prelu")
+@handles("leaky_relu", "prelu", "_prelu_kernel")
 def leaky(call: Call) -> Dims:
     """Leaky ReLU is homogeneous; a learned slope per unit is a scale."""
     dims = constrain_all(call.dims(call.args[0]), Symmetry.SCALED_PERMUTATION)
-    slope = call.args[1] if call.name == "prelu" else None
+    slope = call.arg(1, "weight")
     if isinstance(slope, torch.Tensor) and slope.numel() > 1:
         slopes = call.dims(slope)
-        channel = dims[1] if len(dims) > 1 else dims[0]
-        unite(channel.solid, slopes[0].solid)
         call.tracer.role(slopes, "scale")
+        if len(slopes) == 1 and len(dims) > 1:
+            unite(dims[1].solid, slopes[0].solid)
+        else:
+            broadcast([dims, slopes])
     return dims
 
 

@@ -71,6 +71,12 @@ def expand(call: Call) -> Dims:
     return tuple(dim if dim.size == size else Dim(size) for dim, size in zip(padded, sizes, strict=True))
 
 
+@handles("as_strided")
+def restride(call: Call) -> Dims | None:
+    """Other strides for the same shape (channels last); anything else is not understood."""
+    return call.dims(call.args[0]) if call.out.shape == call.args[0].shape else None
+
+
 @handles("repeat")
 def repeat(call: Call) -> Dims:
     """Copies along dimensions: a product of a constant axis and the old one."""

@@ -87,3 +87,32 @@ class CrossMoments:
         second_b = self.covariance_bb.diagonal() + self.mean_b**2
         second_ab = self.covariance_ab + torch.outer(self.mean_a, self.mean_b)
         return (second_a[:, None] + second_b[None, :] - 2 * second_ab).clamp_min(0)
+
+
+class Moments:
+    """Mean and variance of every unit of one stream, in float64, merged batch by batch (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def update(self, activations: torch.Tensor) -> Moments:
+        """Add a batch `[samples, units]`."""
+        if len(activations) == 0:
+            return self
+        batch = activations.double()
+        mean, squares = batch.mean(0), (batch - batch.mean(0)).pow(2).sum(0)
+        if self.count == 0:
+            self.mean, self.squares = mean, squares
+        else:
+            delta, total = mean - self.mean, self.count + len(batch)
+            self.squares = self.squares + squares + delta**2 * (self.count * len(batch) / total)
+            self.mean = self.mean + delta * (len(batch) / total)
+        self.count += len(batch)
+        return self
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """`[units]`, normalised by the count."""
+        if self.count == 0:
+            raise ProbeError("no samples were seen; the probe set is empty")
+        return self.squares / self.count

@@ -132,6 +132,12 @@ class Tracer(TorchDispatchMode):
         """Identifies the contents of a tensor."""
         return id(tensor), self.versions.get(id(tensor), 0)
 
+    def seen_leaves(self) -> set[int]:
+        """Ids of the leaves that occur in activations."""
+        values = [value for shared in self.storages.values() for value in shared if not value.weight]
+        nodes = {id(dim.node): dim.node for value in values for dim in value.dims if dim.node is not None}
+        return {id(leaf) for node in nodes.values() for leaf in node.leaves}
+
     def pin_input(self, inputs: Sequence[torch.Tensor]) -> None:
         """Inputs keep their basis."""
         for tensor in inputs:

@@ -1,0 +1,99 @@
+"""Step 0: random admissible maps leave every network's outputs where they are, and a broken handler is caught."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from featalign.errors import TraceError
+from featalign.spaces import SpaceGraph, Symmetry
+from featalign.spaces.handlers import HANDLERS
+from tests.spaces.zoo import ZOO, shake
+
+# spaces that must be free to move, at least, so that a tracer that pins everything cannot pass
+AT_LEAST = {
+    "mlp": 2,
+    "hf-bert": 10,
+    "hf-gpt2": 9,
+    "hf-llama": 9,
+    "hf-vit": 9,
+    "hf-resnet": 7,
+    "hf-mobilenet": 25,
+    "resnet18": 12,
+}
+
+
+def step0(name: str) -> None:
+    torch.manual_seed(0)
+    module, example = ZOO[name]()
+    graph = SpaceGraph.trace(shake(module), example)
+    figures = graph.check(tolerance=1e-5, seed=1)
+    assert figures.error < 1e-5
+    assert figures.spaces >= AT_LEAST.get(name, 1)
+    assert figures.moved_share > 0.5
+    assert not graph.warnings
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_step0(name: str) -> None:
+    step0(name)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_step0_rotates_a_normalised_stream(seed: int) -> None:
+    torch.manual_seed(seed)
+    module, example = ZOO["gated-tied"]()
+    graph = SpaceGraph.trace(module, example)
+    assert graph["embed"].symmetry is Symmetry.ORTHOGONAL  # gains are all one: rotations are admissible
+    assert graph.check(seed=seed).error < 1e-6
+    shake(module)
+    assert SpaceGraph.trace(module, example)["embed"].symmetry is Symmetry.PERMUTATION
+
+
+BROKEN = {
+    "convolution": "resnet20-batch",
+    "native_batch_norm": "vgg11-batch-norm",
+    "native_group_norm": "mixed-convolutions",
+    "native_layer_norm": "vit",
+    "add": "resnet20-none",
+    "mul": "gated-tied",
+    "addmm": "mlp",
+    "cat": "mixed-convolutions",
+    "split": "hf-gpt2",
+    "view": "vgg11",
+    "embedding": "hf-bert",
+    "bmm": "decoder",
+    "_scaled_dot_product_flash_attention_for_cpu": "vit",
+}
+
+
+@pytest.mark.parametrize("operation", BROKEN)
+def test_step0_fails_when_a_handler_is_broken(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featalign.spaces.axes import Node
+    from featalign.spaces.handlers import Call, Dim
+
+    def forgetful(call: Call) -> list[tuple[Dim, ...]]:
+        outs = call.out if isinstance(call.out, (tuple, list)) else [call.out]
+        return [
+            tuple(Dim(s, Node(s) if s > 1 else None) for s in out.shape)
+            for out in outs
+            if isinstance(out, torch.Tensor)
+        ]
+
+    monkeypatch.setitem(HANDLERS, operation, forgetful)
+    with pytest.raises((TraceError, AssertionError)):
+        step0(BROKEN[operation])
+
+
+def test_check_names_the_space_that_is_wrong() -> None:
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
+    graph = SpaceGraph.trace(module, torch.randn(3, 6))
+    from dataclasses import replace
+
+    wrong = replace(graph, spaces=tuple(replace(s, readers=()) if s.name == "2" else s for s in graph.spaces))
+    with pytest.raises(TraceError, match="space '2'"):
+        wrong.check()
+    with pytest.raises(TraceError, match="hand-written"):
+        SpaceGraph(graph.spaces).check()
+    assert SpaceGraph(graph.spaces, graph.layers).check(module, torch.randn(3, 6)).error < 1e-6
