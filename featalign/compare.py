@@ -199,7 +199,7 @@ def _train_dictionaries(
     bar: _Progress,
     keys: Sequence[str] | None = None,
 ) -> tuple[Dictionaries, Dictionaries]:
-    """SAEs of every space and client (and transcoders when a method wants them), from the cache where they are there."""
+    """SAEs of every space and client (and transcoders when a method wants them), cached with their clients."""
     from featalign.dictionaries.store import cached_dictionaries
 
     architectures = ["topk"]

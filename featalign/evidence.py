@@ -120,16 +120,14 @@ def diagnose_spaces(trial: Trial) -> dict[str, SpaceEvidence]:
     for space in problem.graph.hidden:
         bases = trial.dictionaries[space.name]
         post = post_site(space)
-        seen = [tuple(activations[k][post] for k in pair) for _, activations, _ in problem.activations()]
+        seen = [(acts[pair[0]][post], acts[pair[1]][post]) for _, acts, _ in problem.activations()]
         sizes = [problem.graphs[k][space.name].size for k in pair]
         neuron = match_features(NeuronBasis(sizes[0]), NeuronBasis(sizes[1]), seen)
         feature = problem.memory.matches.get((0, space.name)) or match_features(bases[pair[0]], bases[pair[1]], seen)
         on_examples = [held[k][post] for k in pair]
         codes = [bases[k].encode(held[k][post]) for k in pair]
-        diagnosis = regime(
-            *(torch.cat([batch[side] for batch in seen])[:EXAMPLES] for side in (0, 1)),
-            basis_a=bases[pair[0]], basis_b=bases[pair[1]], symmetry=space.symmetry,
-        )  # fmt: skip
+        probed = [torch.cat([batch[side] for batch in seen])[:EXAMPLES] for side in (0, 1)]
+        diagnosis = regime(probed[0], probed[1], bases[pair[0]], bases[pair[1]], space.symmetry)
         found[space.name] = SpaceEvidence(
             space, neuron, feature, diagnosis.to_dict(),
             {name: entry[space.name] for name, entry in ledgers.items()},

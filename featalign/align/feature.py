@@ -86,7 +86,8 @@ def match_features(
 
     The threshold is the `quantile` of the best cost per latent when the samples of `b` are rolled by half a batch (a
     null without shared content), and never a correlation below `minimum`: with many samples the null alone lets pairs
-    of spare latents through that share a little of one feature. Latents that never fire carry no mass. Raises `ProbeError` when nothing fires.
+    of spare latents through that share a little of one feature. Latents that never fire carry no mass. Raises
+    `ProbeError` when nothing fires.
     """
     moments, null = CrossMoments(), CrossMoments()
     with torch.no_grad():

@@ -36,7 +36,7 @@ def cross_moments(
     sites: Sequence[Site],
     target_sites: Sequence[Site] | None = None,
 ) -> list[CrossMoments]:
-    """Joint moments of two modules' activations on the same probe, one `CrossMoments` per site, in one streamed pass."""
+    """Joint moments of two modules' activations on the same probe, one `CrossMoments` per site, streamed once."""
     target_sites = target_sites or sites
     moments = [CrossMoments() for _ in sites]
     pair = zip(stream(source, probe, list(sites)), stream(target, probe, list(target_sites)))

@@ -39,6 +39,7 @@ class Method:
     basis: str  # "none", "neuron", "feature" or "pool"
     unequal_widths: bool = False
     needs_refit: bool = False  # has no meaning before the refit
+    follows_mixing: bool = False  # what it proposes depends on the mixing weights
     summary: str = ""
 
 
@@ -119,10 +120,10 @@ def feature_reexpress(problem: FusionProblem) -> Proposal:
         batches = ((held[reference][post], held[reference][pre]) for _, held, _ in problem.activations())
         expressions[k, name] = re_express(match, bases[k], bases[reference], batches)
 
-    def targets(layer: Layer, held: Sequence[Held]) -> torch.Tensor:
+    def targets(problem: FusionProblem, layer: Layer, held: Sequence[Held]) -> torch.Tensor:
         space = problem.graph[layer.writes]
         if space.pinned:
-            return map_targets(problem, start.alignments)(layer, held)
+            return map_targets(start.alignments)(problem, layer, held)
         pre, post = pre_site(space), post_site(space)
         own = held[reference][pre].double()
         total = problem.mixing[reference] * own

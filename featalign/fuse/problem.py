@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -106,6 +107,7 @@ class ActivationMemory:
         self.budget = budget_bytes
         self.kept: list[tuple[torch.Tensor, list[Held], list[torch.Tensor]]] | None = None
         self.matches: dict[tuple[int, str], FeatureMatch] = {}
+        self.proposals: dict[str, Any] = {}
 
     def batches(self, problem: FusionProblem) -> Iterator[tuple[torch.Tensor, list[Held], list[torch.Tensor]]]:
         """See `FusionProblem.activations`."""

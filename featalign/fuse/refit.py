@@ -20,7 +20,7 @@ from featalign.fuse.problem import FusionProblem, Held
 from featalign.spaces.capture import evaluating
 from featalign.spaces.graph import Layer, Site
 
-Targets = Callable[[Layer, Sequence[Held]], torch.Tensor]
+Targets = Callable[[FusionProblem, Layer, Sequence[Held]], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class LayerFit:
         return {"explained_before": self.explained_before, "explained_after": self.explained_after}
 
 
-def map_targets(problem: FusionProblem, alignments: Sequence[Alignment]) -> Targets:
+def map_targets(alignments: Sequence[Alignment]) -> Targets:
     """Targets of the fusion rule: `T = sum_k lambda_k (O_k h_k + shift_k)`, pre-activations moved by the out-maps."""
 
-    def targets(layer: Layer, held: Sequence[Held]) -> torch.Tensor:
+    def targets(problem: FusionProblem, layer: Layer, held: Sequence[Held]) -> torch.Tensor:
         total: Any = 0
         for weight, alignment, activations in zip(problem.mixing, alignments, held):
             if weight == 0:
@@ -109,7 +109,7 @@ def _refit_layer(
         x = _inputs_of(fused, module, inputs)
         if augmented:
             x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], dim=1)
-        target = targets(layer, held) if head is None else head(outputs, problem.mixing, problem.class_counts)
+        target = targets(problem, layer, held) if head is None else head(outputs, problem.mixing, problem.class_counts)
         error = target.double() - (x @ initial.float().T).double()
         gram = gram + (x.T @ x).double()
         residual = residual + (x.T @ error.float()).double()

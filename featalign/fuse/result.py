@@ -14,7 +14,7 @@ from torch import nn
 from featalign.align.feature import FeatureMatch
 from featalign.align.maps import Alignment
 from featalign.align.neuron import post_site, pre_site
-from featalign.fuse.methods import METHODS, require_widths
+from featalign.fuse.methods import METHODS, Proposal, require_widths
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.refit import LayerFit, map_targets, refit
 from featalign.fuse.rule import apply_rule
@@ -76,17 +76,27 @@ def fuse(
     entry = METHODS[method]
     require_widths(problem, method)
     began = time.perf_counter()
-    proposal = entry.propose(problem)
+    proposal = propose(problem, method)
     module = apply_rule(problem, proposal.alignments)
     with_refit = with_refit or entry.needs_refit
     fits: list[LayerFit] = []
     if with_refit and not all(weight in (0, 1) for weight in problem.mixing):
-        targets = proposal.targets or map_targets(problem, proposal.alignments)
+        targets = proposal.targets or map_targets(proposal.alignments)
         fits = refit(problem, module, targets, proposal.exact_first, ridge, head)
     seconds = time.perf_counter() - began
     return FusionResult(
         method, with_refit, module, proposal.alignments, tuple(fits), proposal.matches, proposal.notes, seconds
     )
+
+
+def propose(problem: FusionProblem, method: str) -> Proposal:
+    """What a method proposes, kept with the captured activations where it does not depend on the mixing weights."""
+    entry, kept = METHODS[method], problem.memory.proposals
+    if entry.follows_mixing:
+        return entry.propose(problem)
+    if method not in kept:
+        kept[method] = entry.propose(problem)
+    return kept[method]
 
 
 class Ensemble(nn.Module):

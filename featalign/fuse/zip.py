@@ -42,7 +42,7 @@ class Chosen:
         return rows, self.index[rows] - low
 
 
-@fusion_method("zip", basis="pool", unequal_widths=True)
+@fusion_method("zip", basis="pool", unequal_widths=True, follows_mixing=True)
 def zip_neurons(problem: FusionProblem) -> Proposal:
     """Union of all clients' units reduced to the original width by column-subset selection."""
     chosen, moments = choose_units(problem, neuron_units)
@@ -62,7 +62,7 @@ def zip_neurons(problem: FusionProblem) -> Proposal:
     return Proposal(tuple(alignments), notes={"units_from_client": origin})
 
 
-@fusion_method("feature-zip", basis="pool", needs_refit=True)
+@fusion_method("feature-zip", basis="pool", needs_refit=True, follows_mixing=True)
 def zip_features(problem: FusionProblem) -> Proposal:
     """Union of all clients' transcoder latents reduced to the original width: the fused units are features."""
 
@@ -75,7 +75,7 @@ def zip_features(problem: FusionProblem) -> Proposal:
 
     chosen, _ = choose_units(problem, latents)
 
-    def targets(layer: Layer, held: Sequence[Held]) -> torch.Tensor:
+    def targets(problem: FusionProblem, layer: Layer, held: Sequence[Held]) -> torch.Tensor:
         space = problem.graph[layer.writes]
         if space.pinned:
             return torch.stack([w * h[Site(layer.module)].double() for w, h in zip(problem.mixing, held)]).sum(0)

@@ -76,6 +76,7 @@ def mixing_curves(content: Mapping[str, Any]) -> go.Figure:
             error_y={"array": [100 * point["std"] for point in curve["accuracy"]], "thickness": 1, "width": 2},
             line={"color": BASIS_COLOURS[entry["basis"]], "dash": "solid" if entry["detail"]["refitted"] else "dot"},
             marker={"symbol": symbols[method], "size": 8},
+            visible="legendonly" if method == "feature-fold" else True,
         )  # fmt: skip
     best = max(e["accuracy"]["mean"] for n, e in content["methods"].items() if n.startswith("client-"))
     for value, label in (
@@ -105,7 +106,8 @@ def plans(matrices: Mapping[str, np.ndarray], space: str) -> go.Figure:
     figure.update_xaxes(title_text="latents of the reference", row=1, col=2)
     figure.update_yaxes(title_text="units of client A", row=1, col=1)
     figure.update_yaxes(title_text="latents of client A", row=1, col=2)
-    styled(figure, f"{space}: who matches whom (matched pairs first, best on top)", height=470)
+    styled(figure, f"{space}: who matches whom (matched pairs first, best on top)", height=500)
+    figure.update_layout(margin={"t": 92})
     return figure
 
 
@@ -131,12 +133,17 @@ def correlations(matrices: Mapping[str, np.ndarray], space: str) -> go.Figure:
             )  # fmt: skip
         threshold = float(matrices[f"{space}/{basis}/threshold"][0])
         figure.add_vline(
-            x=threshold, line={"color": REFERENCE, "dash": "dot"}, annotation_text="threshold", row=1, col=column
+            x=threshold,
+            line={"color": REFERENCE, "dash": "dot"},
+            annotation_text="null threshold",
+            annotation_position="bottom right",
+            row=1,
+            col=column,
         )
         figure.update_xaxes(title_text="correlation over the probe", range=[0, 1.02], row=1, col=column)
     figure.update_yaxes(title_text="share", row=1, col=1)
-    styled(figure, f"{space}: matched correlations against the null", height=340)
-    figure.update_layout(barmode="overlay", bargap=0)
+    styled(figure, f"{space}: matched correlations against the null", height=370)
+    figure.update_layout(barmode="overlay", bargap=0, margin={"t": 92})
     return figure
 
 
@@ -172,4 +179,5 @@ def polysemanticity(content: Mapping[str, Any]) -> go.Figure:
             row=1, col=column,
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
-    return styled(figure, "Polysemanticity by space and client (median and quartiles)", height=380)
+    styled(figure, "Polysemanticity by space and client (median and quartiles)", height=400)
+    return figure.update_layout(margin={"t": 92})

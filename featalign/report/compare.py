@@ -48,9 +48,9 @@ def compare_page(content: Mapping[str, Any], matrices: Mapping[str, np.ndarray],
         sections.append(
             Section("Aligned-feature browser")
             .text(
-                "Click a pair of latents that the feature plan matched: the evaluation inputs that drive it most in each "
-                "client, its class profile, its match score. Under <i>only in</i> are latents without a partner: what one "
-                "client knows and the other does not. First seed; strongest latents first."
+                "Click a pair of latents that the feature plan matched: the evaluation inputs that drive it most in "
+                "each client, its class profile, its match score. Under <i>only in</i> are latents without a "
+                "partner: what one client knows and the other does not. First seed; strongest latents first."
             )
             .raw('<div id="browser"></div>')
             .raw(data_block("browser-data", browser))
@@ -96,8 +96,8 @@ def _lead(content: Mapping[str, Any]) -> str:
     neuron = best_row(content, "one-shot", "one-shot + refit", basis="neuron")
     if feature and neuron:
         parts.append(
-            f' Best in the <b class="neuron">neuron basis</b>: {percent(mean[neuron])} % ({html.escape(neuron)}); best in '
-            f'the <b class="feature">feature basis</b>: {percent(mean[feature])} % ({html.escape(feature)}).'
+            f' Best in the <b class="neuron">neuron basis</b>: {percent(mean[neuron])} % ({html.escape(neuron)}); '
+            f'best in the <b class="feature">feature basis</b>: {percent(mean[feature])} % ({html.escape(feature)}).'
         )
     parts.append("</p>")
     matched = [
@@ -133,13 +133,12 @@ def _headline(content: Mapping[str, Any]) -> Section:
                 _signed(entry["gap_to_best_client"]["mean"]),
                 _signed(entry["gap_to_ensemble"]["mean"]),
                 f"{entry['seconds']['mean']:.2f}",
-                entry["kind"],
                 entry["summary"],
             ]
         )
         classes.append(f"{entry['basis']}{' best' if name == best else ''}")
-    head = ["method", "accuracy, %", "to best client", "to ensemble", "seconds", "kind", "what it does"]
-    return Section("Accuracy").table(head, rows, classes)
+    head = ["method", "accuracy, %", "to best client", "to ensemble", "seconds", "what it does"]
+    return Section("Accuracy").table(head, rows, classes, wide=True)
 
 
 def _signed(value: float) -> str:
@@ -159,8 +158,8 @@ def _space(name: str, space: Mapping[str, Any]) -> Section:
     )  # fmt: skip
     explained = [[label, *_over_seeds(space, key)] for key, label in keys if regime.get(key) is not None]
     section.text(
-        f"{first['size']} units, symmetry {html.escape(first['symmetry'])}. How much of the reference's variance client "
-        "A's activations explain, held out:"
+        f"{first['size']} units, symmetry {html.escape(first['symmetry'])}. How much of the reference's variance "
+        "client A's activations explain, held out:"
     ).table(["map", "explained variance", "seeds"], explained)
     rows = []
     for method, entry in first["ledger"].items():
@@ -173,8 +172,8 @@ def _space(name: str, space: Mapping[str, Any]) -> Section:
     section.text(
         f'<span class="note">Feature plan: {plan["pairs"]} pairs among {plan["alive"][0]} and {plan["alive"][1]} alive '
         f"latents, value {plan['value']:.4f}, lower bound {plan['lower_bound']:.4f}, gap {plan['gap']:.1e}; "
-        f"{percent(plan['matched_energy'][0], 0)} % and {percent(plan['matched_energy'][1], 0)} % of the code energy is "
-        "matched.</span>"
+        f"{percent(plan['matched_energy'][0], 0)} % and {percent(plan['matched_energy'][1], 0)} % of the code "
+        "energy is matched.</span>"
     )
     return section
 
@@ -186,8 +185,8 @@ def _over_seeds(space: Mapping[str, Any], key: str) -> tuple[str, str]:
 
 def _polysemanticity(content: Mapping[str, Any]) -> Section:
     return Section("Polysemanticity").text(
-        "Left: how many dictionary features one unit carries, <code>exp(H(r))</code> of the variance shares. Right: class "
-        "selectivity of units and of latents; grey is the same after shuffling labels. Latents above units means that "
+        "Left: how many dictionary features one unit carries, <code>exp(H(r))</code> of the variance shares. Right: "
+        "class selectivity of units and of latents; grey is the same after shuffling labels. Latents above units means that "
         "features are the more monosemantic basis."
     )
 

@@ -27,22 +27,23 @@ class Section:
 
     def figure(self, figure: go.Figure) -> Section:
         """Add a plotly figure; it fills the width and follows resizing."""
-        self.parts.append(
-            figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
-        )
+        options = {"displaylogo": False, "responsive": True}
+        self.parts.append(figure.to_html(full_html=False, include_plotlyjs=False, config=options))
         return self
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequence[str] = ()) -> Section:
-        """Add a table; cells are escaped, numbers aligned right, `classes` names a CSS class per row."""
+    def table(
+        self, head: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequence[str] = (), wide: bool = False
+    ) -> Section:
+        """Add a table; cells are escaped, `classes` names a CSS class per row, `wide` lets the last column wrap."""
         names = list(classes) or [""] * len(rows)
         header = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)
         body = "".join(
             f'<tr class="{name}">' + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
             for name, row in zip(names, rows)
         )
-        self.parts.append(
-            f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
-        )
+        kind = ' class="wide"' if wide else ""
+        inner = f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody>"
+        self.parts.append(f'<div class="scroll"><table{kind}>{inner}</table></div>')
         return self
 
     def raw(self, content: str) -> Section:

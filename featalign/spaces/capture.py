@@ -96,14 +96,14 @@ def stream(
             hook = lambda _m, _args, out, s=site, c=conv: keep(s, c, out)  # noqa: E731
             handles.append(part.register_forward_hook(hook))
     try:
-        with evaluating(module):
-            for batch in batches(inputs, batch_size):
-                held.clear()
+        for batch in batches(inputs, batch_size):
+            held.clear()
+            with evaluating(module):  # around the call alone: a suspended generator must not keep gradients off
                 outputs = first_tensor(module(batch))
-                for site, activations in held.items():
-                    if not torch.isfinite(activations).all():
-                        raise NotFinite(f"activations at '{site}' hold NaN or infinity; check the client's weights")
-                yield outputs, dict(held)
+            for site, activations in held.items():
+                if not torch.isfinite(activations).all():
+                    raise NotFinite(f"activations at '{site}' hold NaN or infinity; check the client's weights")
+            yield outputs, dict(held)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,0 +1,109 @@
+"""Alignment: plans become maps, dictionaries in another order match, pools choose the units that matter."""
+
+import numpy as np
+import pytest
+import torch
+
+from featalign.align import SpaceMap, decode_by_symmetry, match_features
+from featalign.align.feature import fold, re_express
+from featalign.align.pool import reading_map, select_columns
+from featalign.dictionaries import NeuronBasis
+from featalign.errors import BadOption, ProbeError, SpaceMismatch
+from featalign.spaces.graph import Symmetry
+from featalign.transport import solve
+
+
+class Rotated:
+    """A basis whose atoms are the rows of an orthogonal matrix."""
+
+    name = "rotated"
+
+    def __init__(self, atoms):
+        self.atoms = atoms
+
+    def encode(self, activations):
+        return activations @ self.atoms.T
+
+    def decode(self, codes):
+        return codes @ self.atoms
+
+
+def samples(count=500, units=10, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, units, generator=generator) * (torch.rand(count, units, generator=generator) < 0.3)
+
+
+def test_maps_from_a_plan_pair_and_average():
+    plan = solve(np.random.default_rng(0).random((6, 4)), method="exact")
+    space_map = SpaceMap.from_plan(plan)
+    assert space_map.out.shape == (4, 6) and space_map.into.shape == (6, 4)
+    assert torch.allclose(space_map.out.sum(1), torch.ones(4)) and torch.allclose(space_map.into.sum(1), torch.ones(6))
+
+
+def test_maps_that_do_not_pair_are_refused():
+    with pytest.raises(SpaceMismatch, match="do not pair"):
+        SpaceMap(torch.zeros(3, 4), torch.zeros(3, 4), Symmetry.PERMUTATION)
+
+
+def test_a_permuted_dictionary_matches_itself():
+    codes, order = samples(), torch.randperm(10, generator=torch.Generator().manual_seed(5))
+    match = match_features(NeuronBasis(10), NeuronBasis(10), [(codes, codes[:, order])])
+    assert len(match.pairs) == 10 and match.scores.min() > 1 - 1e-9
+    assert (order.numpy()[match.pairs[:, 1]] == match.pairs[:, 0]).all()
+    assert match.plan.lower_bound <= match.plan.value + 1e-9
+
+
+def test_latents_without_partner_stay_unmatched():
+    shared, own_a, own_b = samples(4000, 6, 0), samples(4000, 4, 1), samples(4000, 4, 2)
+    a, b = torch.cat([shared, own_a], 1), torch.cat([shared, own_b], 1)
+    match = match_features(NeuronBasis(10), NeuronBasis(10), [(a, b)])
+    true = {(i, i) for i in range(6)}
+    found = {tuple(pair) for pair in match.pairs}
+    assert true <= found and len(found - true) <= 1  # the null lets one in twenty through
+
+
+def test_dead_latents_carry_no_mass_and_a_dead_basis_is_an_error():
+    codes = samples()
+    codes[:, 3] = 0
+    match = match_features(NeuronBasis(10), NeuronBasis(10), [(codes, codes)])
+    assert 3 not in match.pairs[:, 0] and match.plan.a[3] == 0
+    with pytest.raises(ProbeError, match="fires"):
+        match_features(NeuronBasis(10), NeuronBasis(10), [(codes * 0, codes)])
+
+
+def test_linear_space_decodes_to_the_rotation_between_dictionaries():
+    codes = samples(2000, 8)
+    q1, q2 = (torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(s)))[0] for s in (1, 2))
+    a, b = Rotated(q1), Rotated(q2)
+    match = match_features(a, b, [(codes @ q1, codes @ q2)])
+    decoded, _ = decode_by_symmetry(match, a, b, Symmetry.ORTHOGONAL)
+    assert torch.allclose(codes @ q1 @ decoded.out.T, codes @ q2, atol=1e-4)
+    assert torch.allclose(decoded.out @ decoded.into, torch.eye(8), atol=1e-5)
+
+
+def test_fold_is_exact_where_there_is_no_nonlinearity():
+    codes = samples(2000, 8)
+    q1, q2 = (torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(s)))[0] for s in (1, 2))
+    a, b = Rotated(q1), Rotated(q2)
+    folded = fold(match_features(a, b, [(codes @ q1, codes @ q2)]), a, b)
+    assert torch.allclose(codes @ q1 @ folded.out.T, codes @ q2, atol=1e-3)
+
+
+def test_re_expression_of_a_client_as_itself_is_its_own_pre_activation():
+    pre = torch.randn(800, 6, generator=torch.Generator().manual_seed(0))
+    post, basis = pre.relu(), NeuronBasis(6)
+    match = match_features(basis, basis, [(post, post)])
+    expression = re_express(match, basis, basis, [(post, pre)])
+    assert torch.allclose(expression(post, post, pre), pre.double(), atol=1e-6)
+
+
+def test_column_selection_finds_the_columns_that_span_the_targets():
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(1000, 12, generator=generator).double()
+    target = pool[:, [2, 7, 9]] @ torch.randn(3, 5, generator=generator).double()
+    chosen = select_columns(pool.T @ pool, pool.T @ target, 3)
+    assert sorted(chosen) == [2, 7, 9]
+    reading = reading_map(pool.T @ pool, chosen, ridge=1e-9)
+    assert torch.allclose(reading[chosen], torch.eye(3, dtype=torch.float64), atol=1e-5)
+    with pytest.raises(BadOption, match="pool of 12"):
+        select_columns(pool.T @ pool, pool.T @ target, 13)
