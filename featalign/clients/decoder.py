@@ -107,7 +107,7 @@ def train_decoder(
     from tqdm.auto import trange
 
     generator = torch.Generator().manual_seed(seed)
-    context = module.cfg.n_ctx
+    context = int(module.cfg.n_ctx)  # type: ignore[union-attr,arg-type]
     optimizer = torch.optim.AdamW(module.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
     losses: list[float] = []

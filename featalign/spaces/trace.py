@@ -213,12 +213,16 @@ class Tracer(TorchDispatchMode):
             if old.node is not None and new.node is not None:
                 unite(old.node, new.node)
             elif old.node is not None or new.node is not None:
+                new.constrain(Symmetry.PINNED)
                 self.poison(before.tensor)
 
     def write(self, call: Call, before: Value | None) -> None:
         """`copy_`, `fill_`, `zero_` into memory that other tensors may see."""
         target = call.args[0]
         if before is None or call.name != "copy":
+            for tensor in call.tensors[1:]:
+                for dim in call.dims(tensor):
+                    dim.constrain(Symmetry.PINNED)
             if before is None:
                 self.record(target, pinned_dims(target))
             self.poison(target)

@@ -22,7 +22,7 @@ class Branching(nn.Module):
 
 
 def test_control_flow_on_data() -> None:
-    with pytest.raises(TraceError, match="depends on the data.*partial=True"):
+    with pytest.raises(TraceError, match=r"depends on the data.*partial=True"):
         SpaceGraph.trace(Branching(), torch.randn(3, 5))
     graph = SpaceGraph.trace(Branching(), torch.randn(3, 5), partial=True)
     assert any("only the branch" in warning for warning in graph.warnings)
@@ -91,9 +91,9 @@ def test_maps_that_do_not_fit() -> None:
     graph = SpaceGraph.trace(module, torch.randn(3, 5))
     with pytest.raises(SpaceMismatch, match="'0' has 6 units"):
         moved(module, graph, {"0": Transform(torch.eye(5), torch.eye(5))})
-    with pytest.raises(SpaceMismatch, match="no space 'fc9'.*input"):
+    with pytest.raises(SpaceMismatch, match=r"no space 'fc9'.*input"):
         moved(module, graph, {"fc9": Transform(torch.eye(5), torch.eye(5))})
     with pytest.raises(SpaceMismatch, match="no bias writes"):
         moved(module, graph, {"0": Transform(torch.eye(6), torch.eye(6), torch.ones(6))})
-    with pytest.raises(SpaceMismatch, match="misses '0.weight'"):
+    with pytest.raises(SpaceMismatch, match=r"misses '0.weight'"):
         rebuilt(module, {})
