@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ class Trainer:
             bar.update(self.step)
         with torch.no_grad():
             while self.step < self.plan.steps:
-                self._step(record=self.step % every == 0 or self.step == self.plan.steps - 1)
+                self.advance(record=self.step % every == 0 or self.step == self.plan.steps - 1)
                 bar.update()
                 if progress and self.records and self.records[-1]["step"] == self.step - 1:
                     last = self.records[-1]
@@ -178,7 +178,8 @@ class Trainer:
             self._orders = [self.train_rows[torch.randperm(samples, generator=g)] for g in draw]
         return torch.stack([order[position * batch : (position + 1) * batch] for order in self._orders])
 
-    def _step(self, record: bool) -> None:
+    def advance(self, record: bool = False) -> None:
+        """One training step of every dictionary of the stack."""
         rows = self._rows()
         x = torch.stack([data[r] for data, r in zip(self.x, rows)])
         y = x if self.x is self.y else torch.stack([data[r] for data, r in zip(self.y, rows)])
@@ -299,6 +300,10 @@ class Trainer:
                 }
             )
 
+    def current(self, s: int) -> Dictionary:
+        """Dictionary `s` as it stands."""
+        return Dictionary(self.plan.architecture, self._tensors(s), self.plan.k, None, metadata=self.metadata[s])
+
     def _finish(self) -> list[Dictionary]:
         history = pd.DataFrame(self.records)
         if self.arch.rescalable:
@@ -306,12 +311,11 @@ class Trainer:
         found = []
         for s in range(self.stack):
             own = history[history["dictionary"] == s].drop(columns="dictionary").reset_index(drop=True)
-            tensors = self._tensors(s)
-            bare = Dictionary(self.plan.architecture, tensors, self.plan.k, None, own, self.metadata[s])
+            bare = self.current(s)
             raw_x = self.x[s] * self.scale_x[s] + self.mean_x[s]
             raw_y = raw_x if self.x is self.y else self.y[s] * self.scale_y[s] + self.mean_y[s]
             quality = assess(bare, raw_x, raw_y, self.test_rows)
-            found.append(Dictionary(self.plan.architecture, tensors, self.plan.k, quality, own, self.metadata[s]))
+            found.append(replace(bare, quality=quality, history=own))
         return found
 
     def _refit(self) -> None:

@@ -1,5 +1,54 @@
 """Measures as pure functions: superposition, polysemanticity, dictionary and functional measures, nulls."""
 
-from featalign.measure.units import class_profile, class_selectivity, effective_features_per_unit
+from featalign.measure.probing import absorption, sparse_probing, targeted_perturbation
+from featalign.measure.quality import Splice, explained_variance, redundancy, shrinkage, splice
+from featalign.measure.score import Score, mean_score
+from featalign.measure.scores import MatchScores, cycle_consistency, match_scores, pairwise_mcc, relative_norms
+from featalign.measure.superposition import (
+    effective_features,
+    feature_dimensionality,
+    hoyer,
+    kurtosis,
+    participation_ratio,
+    privileged_basis,
+    superposition,
+)
+from featalign.measure.units import (
+    class_entropy,
+    class_profile,
+    class_selectivity,
+    effective_features_per_unit,
+    monosemanticity,
+    separability,
+)
 
-__all__ = ["class_profile", "class_selectivity", "effective_features_per_unit"]
+__all__ = [
+    "MatchScores",
+    "Score",
+    "Splice",
+    "absorption",
+    "class_entropy",
+    "class_profile",
+    "class_selectivity",
+    "cycle_consistency",
+    "effective_features",
+    "effective_features_per_unit",
+    "explained_variance",
+    "feature_dimensionality",
+    "hoyer",
+    "kurtosis",
+    "match_scores",
+    "mean_score",
+    "monosemanticity",
+    "pairwise_mcc",
+    "participation_ratio",
+    "privileged_basis",
+    "redundancy",
+    "relative_norms",
+    "separability",
+    "shrinkage",
+    "sparse_probing",
+    "splice",
+    "superposition",
+    "targeted_perturbation",
+]

@@ -1,0 +1,56 @@
+"""A number with what is needed to believe it: null, interval and coverage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Score:
+    """A measured value.
+
+    Attributes:
+        value: the statistic.
+        null: what the same statistic gives where there is nothing to find (shuffled or untrained).
+        interval: 95 % bootstrap interval of the value over its items (units, latents, samples, seeds).
+        coverage: share of the items that the value speaks for (alive, matched, defined).
+        count: items behind it.
+    """
+
+    value: float
+    null: float
+    interval: tuple[float, float]
+    coverage: float
+    count: int
+
+    @property
+    def evidence(self) -> bool:
+        """Whether the interval excludes the null; False where anything is undefined."""
+        low, high = self.interval
+        return bool(np.isfinite([low, high, self.null]).all()) and not low <= self.null <= high
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "evidence": self.evidence}
+
+
+def mean_score(
+    items: Sequence[float] | np.ndarray,
+    null: float = float("nan"),
+    coverage: float | None = None,
+    statistic: Callable[..., Any] = np.mean,
+    seed: int = 0,
+) -> Score:
+    """Score of a statistic (mean by default) of items; NaN items are left out and lower the coverage."""
+    items = np.asarray(items, dtype=float)
+    kept = items[np.isfinite(items)]
+    if len(kept) == 0:
+        return Score(float("nan"), null, (float("nan"), float("nan")), 0.0, 0)
+    drawn = np.random.default_rng(seed).integers(0, len(kept), (400, len(kept)))
+    spread = statistic(kept[drawn], axis=1)
+    low, high = np.quantile(spread, [0.025, 0.975])
+    covered = len(kept) / len(items) if coverage is None else coverage
+    return Score(float(statistic(kept)), float(null), (float(low), float(high)), float(covered), len(kept))

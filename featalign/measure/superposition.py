@@ -1,0 +1,77 @@
+"""Superposition without known truth, and the privileged basis."""
+
+from __future__ import annotations
+
+import torch
+
+from featalign.measure.score import Score, mean_score
+
+
+def effective_features(codes: torch.Tensor, atoms: torch.Tensor) -> float:
+    """Effective number of features in use: `exp(H(p))`, `p_j ~ E|z_j| |d_j|` with decoder norms folded in.
+
+    Source: Longon et al. / superposition as lossy compression (arXiv:2512.13568), methods.md 7.
+    """
+    mass = (codes.double().abs().mean(0) * atoms.double().norm(dim=1)).clamp_min(0)
+    share = mass / mass.sum().clamp_min(1e-300)
+    return float(torch.exp(-torch.xlogy(share, share).sum()))
+
+
+def superposition(codes: torch.Tensor, atoms: torch.Tensor, null: float = float("nan"), parts: int = 8) -> Score:
+    """`psi = exp(H(p)) / m`: effective features per dimension of a layer of `m` units; read it along width and L0.
+
+    The interval is over `parts` slices of the samples; `null` is the psi of a dictionary trained on a control (a
+    network with shuffled weights). Coverage is the share of latents that fire.
+    """
+    values = [effective_features(part, atoms) / atoms.shape[1] for part in codes.chunk(parts)]
+    score = mean_score(values, null=null)
+    alive = float((codes != 0).any(0).float().mean())
+    return Score(effective_features(codes, atoms) / atoms.shape[1], null, score.interval, alive, len(codes))
+
+
+def feature_dimensionality(weights: torch.Tensor) -> torch.Tensor:
+    """`D_i = |W_i|^4 / sum_j (W_i . W_j)^2` of known features, rows of `weights [features, m]` (Elhage et al. 2022).
+
+    The share of a dimension each feature has to itself; their sum is at most m. Zero for features without a direction.
+    """
+    gram = weights.double() @ weights.double().T
+    squared = gram.pow(2).sum(1)
+    return torch.where(squared > 0, gram.diagonal().pow(2) / squared.clamp_min(1e-300), torch.zeros_like(squared))
+
+
+def participation_ratio(activations: torch.Tensor) -> float:
+    """`(tr C)^2 / tr C^2` of the covariance of activations `[samples, n]`: effective linear dimensions, 1 to n."""
+    centred = (activations - activations.mean(0)).double()
+    covariance = centred.T @ centred / len(centred)
+    return float(covariance.trace() ** 2 / covariance.pow(2).sum().clamp_min(1e-300))
+
+
+def kurtosis(activations: torch.Tensor) -> torch.Tensor:
+    """Excess kurtosis of each unit, `[n]`; NaN for constant units. Gaussian 0, sparse codes large."""
+    centred = (activations - activations.mean(0)).double()
+    variance = centred.pow(2).mean(0)
+    value = centred.pow(4).mean(0) / variance.pow(2).clamp_min(1e-300) - 3
+    return torch.where(variance > 1e-12, value, torch.full_like(value, float("nan")))
+
+
+def hoyer(activations: torch.Tensor) -> torch.Tensor:
+    """Hoyer sparsity of each unit, `[n]`: `(sqrt(N) - |a|_1 / |a|_2) / (sqrt(N) - 1)`; NaN where all zero."""
+    values = activations.double()
+    root = len(values) ** 0.5
+    norm = values.norm(dim=0)
+    ratio = (root - values.abs().sum(0) / norm.clamp_min(1e-300)) / (root - 1)
+    return torch.where(norm > 0, ratio, torch.full_like(ratio, float("nan")))
+
+
+def privileged_basis(activations: torch.Tensor, rotations: int = 8, seed: int = 0) -> Score:
+    """Mean excess kurtosis of the units against the same after random rotations (Elhage et al. 2023).
+
+    Above its null where the units, and not just any directions, are what the network computes with.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centred = (activations - activations.mean(0)).double()
+    found = []
+    for _ in range(rotations):
+        rotation = torch.linalg.qr(torch.randn(centred.shape[1], centred.shape[1], generator=generator).double()).Q
+        found.append(float(kurtosis(centred @ rotation).nanmean()))
+    return mean_score(kurtosis(activations).numpy(), null=sum(found) / len(found))
