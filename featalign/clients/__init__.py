@@ -14,6 +14,7 @@ configuration in the registry `models` whose `module()` builds it.
 
 from typing import TYPE_CHECKING, Any
 
+from featalign.clients import decoder, resnet, vgg, vit  # noqa: F401 - they register themselves
 from featalign.clients.client import Client, client_folder, train_clients
 from featalign.clients.models import MLPConfig, ModelConfig, build, from_dict, models
 from featalign.clients.training import TrainConfig, accuracy, check_finite, logits, train

@@ -6,6 +6,7 @@
 >>> fa.fuse.METHODS.names()            # a new method is one decorated function in one file
 """
 
+from featalign.fuse import rebasin  # noqa: F401 - registers its method
 from featalign.fuse.methods import METHODS, Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem, predictions
 from featalign.fuse.result import Ensemble, FusionResult, fuse, ledger

@@ -17,6 +17,8 @@ from featalign.align.maps import Alignment
 from featalign.errors import SpaceMismatch
 from featalign.fuse.head import HEADS
 from featalign.fuse.problem import FusionProblem, Held
+from featalign.fuse.repair import re_estimate
+from featalign.spaces import affine
 from featalign.spaces.capture import evaluating
 from featalign.spaces.graph import Layer, Site
 
@@ -71,27 +73,33 @@ def refit(
         ridge: relative to the mean diagonal of the Gram matrix.
         head: name in `HEADS` of the target of layers that write the output, or "none" to keep the rule's target.
 
-    Raises `SpaceMismatch` for layers that are not linear (their refit needs unfolding).
+    Convolutions are refitted on their patches; running statistics of batch normalisations are estimated again after
+    every layer, because targets that average units vary less than the units did. Raises `SpaceMismatch` for affine
+    layers without a matrix form and for those that fill only a part of what they write (packed projections).
     """
     modules = dict(fused.named_modules())
     spaces = {space.name: space for space in problem.graph.spaces}
     fits = []
     for layer in problem.graph.layers:
         module = modules[layer.module]
-        if not isinstance(module, nn.Linear):
-            raise SpaceMismatch(f"layer '{layer.module}' is a {type(module).__name__}; refit handles Linear layers")
+        if len(affine.matrix(module)) != spaces[layer.writes].size:
+            raise SpaceMismatch(
+                f"layer '{layer.module}' writes more than space '{layer.writes}'; refit wants one space per layer, "
+                "fuse without it (refit=False)"
+            )
         writes_output = spaces[layer.writes].pinned
         if spaces[layer.reads].pinned and exact_first and not writes_output:
             continue
         use_head = writes_output and head != "none"
         fits.append(_refit_layer(problem, fused, module, layer, targets, HEADS[head] if use_head else None, ridge))
+        re_estimate(fused, problem.refit_inputs)
     return fits
 
 
 def _refit_layer(
     problem: FusionProblem,
     fused: nn.Module,
-    module: nn.Linear,
+    module: nn.Module,
     layer: Layer,
     targets: Targets,
     head: Callable[..., torch.Tensor] | None,
@@ -101,10 +109,11 @@ def _refit_layer(
     gram: Any = 0
     residual: Any = 0
     energy = before = 0.0
-    augmented = module.bias is not None
-    initial = module.weight.detach().double()
+    bias: Any = module.bias
+    augmented = bias is not None
+    initial = affine.matrix(module).double()
     if augmented:
-        initial = torch.cat([initial, module.bias.detach().double()[:, None]], dim=1)
+        initial = torch.cat([initial, bias.detach().double()[:, None]], dim=1)
     for inputs, held, outputs in problem.activations():
         x = _inputs_of(fused, module, inputs)
         if augmented:
@@ -118,11 +127,8 @@ def _refit_layer(
     scale = ridge * gram.diagonal().mean().clamp_min(1e-12)
     change = torch.linalg.solve(gram + scale * torch.eye(len(gram), dtype=gram.dtype), residual)
     after = before - 2 * float((change * residual).sum()) + float((change * (gram @ change)).sum())
-    solution = (initial + change.T).to(module.weight.dtype)
-    with torch.no_grad():
-        module.weight.copy_(solution[:, : module.in_features])
-        if augmented:
-            module.bias.copy_(solution[:, -1])
+    solution = initial + change.T
+    affine.write(module, *((solution[:, :-1], solution[:, -1]) if augmented else (solution,)))
     energy = max(energy, 1e-30)
     return LayerFit(layer.module, 1 - before / energy, 1 - after / energy)
 
@@ -132,7 +138,7 @@ class _Reached(Exception):
 
 
 def _inputs_of(fused: nn.Module, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-    """Inputs `[samples, n]` of one submodule; the forward pass stops there."""
+    """Rows `[samples * positions, fan-in]` that one affine submodule multiplies; the forward pass stops there."""
     found: list[torch.Tensor] = []
 
     def hook(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
@@ -147,4 +153,4 @@ def _inputs_of(fused: nn.Module, module: nn.Module, batch: torch.Tensor) -> torc
         pass
     finally:
         handle.remove()
-    return found[0].reshape(-1, found[0].shape[-1])
+    return affine.rows(module, found[0])

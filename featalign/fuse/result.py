@@ -17,6 +17,7 @@ from featalign.align.neuron import post_site, pre_site
 from featalign.fuse.methods import METHODS, Proposal, require_widths
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.refit import LayerFit, map_targets, refit
+from featalign.fuse.repair import LayerRepair, is_deep, repair
 from featalign.fuse.rule import apply_rule
 from featalign.storage import save_tensors
 
@@ -32,7 +33,9 @@ class FusionResult:
         fits: per refitted layer, the target's explained variance before and after.
         matches: feature matches by (client, space), for methods that made them.
         notes: whatever else the method recorded.
-        seconds: wall-clock of matching, fusing and refitting.
+        seconds: wall-clock of matching, fusing, repairing and refitting.
+        repaired, repairs: whether statistics were repaired, and what was found per layer (nothing is listed where
+            batch normalisation was estimated again).
     """
 
     method: str
@@ -43,11 +46,13 @@ class FusionResult:
     matches: dict[tuple[int, str], FeatureMatch] = field(repr=False)
     notes: dict[str, Any]
     seconds: float
+    repaired: bool = False
+    repairs: tuple[LayerRepair, ...] = ()
 
     @property
     def name(self) -> str:
-        """The row of the table: method, with '+refit' when refitted."""
-        return f"{self.method}+refit" if self.refitted else self.method
+        """The row of the table: method, with '+repair' when repaired and '+refit' when refitted."""
+        return self.method + "+repair" * self.repaired + "+refit" * self.refitted
 
     def save(self, path: Path | str) -> Path:
         """Write the fused weights as safetensors."""
@@ -59,18 +64,26 @@ class FusionResult:
             "method": self.method,
             "refitted": self.refitted,
             "seconds": self.seconds,
+            "repaired": self.repaired,
             "layers": {fit.layer: fit.to_dict() for fit in self.fits},
+            "repairs": {found.layer: found.to_dict() for found in self.repairs},
             "notes": self.notes,
         }
 
 
 def fuse(
-    problem: FusionProblem, method: str, with_refit: bool = False, head: str = "log-mixture", ridge: float = 1e-2
+    problem: FusionProblem,
+    method: str,
+    with_refit: bool = False,
+    head: str = "log-mixture",
+    ridge: float = 1e-2,
+    with_repair: bool | None = None,
 ) -> FusionResult:
     """Fuse the clients of a problem by a registered method, with or without the closed-form refit.
 
     `head` names the target of the output layer in the refit ("log-mixture", "mean-logits" or "none"); `ridge` is
-    relative to each layer's Gram matrix. Raises `UnknownName` for an unknown method and `SpaceMismatch` when widths
+    relative to each layer's Gram matrix. Statistic repair is on for networks of ten affine layers or more unless
+    `with_repair` says otherwise. Raises `UnknownName` for an unknown method and `SpaceMismatch` when widths
     differ and the method needs them equal.
     """
     entry = METHODS[method]
@@ -79,14 +92,18 @@ def fuse(
     proposal = propose(problem, method)
     module = apply_rule(problem, proposal.alignments)
     with_refit = with_refit or entry.needs_refit
+    with_repair = is_deep(problem) if with_repair is None else with_repair
     fits: list[LayerFit] = []
-    if with_refit and not all(weight in (0, 1) for weight in problem.mixing):
+    averaged = not all(weight in (0, 1) for weight in problem.mixing)
+    repairs = repair(problem, module, proposal.alignments) if with_repair and averaged else []
+    if with_refit and averaged:
         targets = proposal.targets or map_targets(proposal.alignments)
         fits = refit(problem, module, targets, proposal.exact_first, ridge, head)
     seconds = time.perf_counter() - began
     return FusionResult(
-        method, with_refit, module, proposal.alignments, tuple(fits), proposal.matches, proposal.notes, seconds
-    )
+        method, with_refit, module, proposal.alignments, tuple(fits), proposal.matches, proposal.notes, seconds,
+        with_repair, tuple(repairs),
+    )  # fmt: skip
 
 
 def propose(problem: FusionProblem, method: str) -> Proposal:
