@@ -45,9 +45,8 @@ def certificate(result: Any, cost: np.ndarray) -> go.Figure:
         figure.add_bar(x=(edges[1:] + edges[:-1]) / 2, y=height, name=name, marker_color=colour)
     figure.update_layout(barmode="overlay", bargap=0)
     figure.update_yaxes(type="log")
-    title = (
-        f"Primal {result.value:.6g} = dual {result.lower_bound:.6g}: no reduced cost is negative, used pairs have none"
-    )
+    sign = "=" if result.gap <= 1e-6 * abs(result.value) else ">"
+    title = f"Primal {result.value:.6g} {sign} dual {result.lower_bound:.6g}: no reduced cost is negative"
     return styled(figure, title, "reduced cost C - f - g", "pairs")
 
 
@@ -86,6 +85,8 @@ def weak_duality(
     figure.add_scatter(
         x=list(at), y=list(dual), name="dual (feasible potentials)", line_color=FEATURE, mode="lines+markers"
     )
+    if min([*primal, *dual]) > 0:
+        figure.update_yaxes(type="log")
     if optimum is not None:
         figure.add_hline(y=optimum, line_dash="dot", line_color=REFERENCE, annotation_text="exact optimum")
     return styled(figure, "Weak duality: every dual value bounds every primal value", x, "transport cost")
@@ -119,7 +120,7 @@ def avot(curves: Any, labels: Mapping[str, str]) -> go.Figure:
             row=1,
             col=2,
         )
-    figure.update_yaxes(type="log", exponentformat="power", range=[-4.5, 0.2])
+    figure.update_yaxes(type="log", exponentformat="power", range=[-4.5, 0.2], dtick=1)
     figure.update_yaxes(title_text="excess loss", row=1, col=1)
     figure.update_xaxes(title_text="round", row=1, col=1)
     figure.update_xaxes(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from featalign.errors import TransportError
+
 BLOCK = 1 << 22  # entries of the cost handled at once: 32 MB in float64
 
 
@@ -21,8 +23,22 @@ def c_transform(cost: np.ndarray, g: np.ndarray) -> np.ndarray:
 
 
 def dual_value(f: np.ndarray, g: np.ndarray, a: np.ndarray, b: np.ndarray, value: float) -> float:
-    """Lower bound `f.a + g.b`, cut at the primal `value`, which it can exceed by rounding only."""
-    return min(float(f @ a + g @ b), value)
+    """Lower bound `f.a + g.b`, cut at the primal `value`, which it can exceed by rounding only.
+
+    Raises `TransportError` when it exceeds it by more: then the potentials are not feasible and nothing was proved.
+    """
+    bound = float(f @ a + g @ b)
+    return cut_bound(bound, value, float(np.abs(f) @ a + np.abs(g) @ b))
+
+
+def cut_bound(bound: float, value: float, scale: float) -> float:
+    """`min(bound, value)`, where rounding of terms of size `scale` explains an excess; `TransportError` otherwise."""
+    if bound > value + 1e-6 * (scale + abs(value)):
+        raise TransportError(
+            f"the dual value {bound:.9g} exceeds the primal {value:.9g}: the certificate is invalid; please report it "
+            "with the cost and the masses"
+        )
+    return min(bound, value)
 
 
 def assignment_duals(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from featalign.errors import BadOption, TransportError
+from featalign.transport.duals import cut_bound
 from featalign.transport.exact import exact
 from featalign.transport.plan import Plan
 from featalign.transport.problem import as_cost, balanced_masses, is_uniform, positive
@@ -59,7 +60,14 @@ def gromov(
     value, coupling, iterations = min(ends, key=lambda end: end[0])
     name = ("fused " if cost is not None else "") + ("entropic " if eps is not None else "") + "Gromov"
     return Plan(
-        coupling, a, b, value, min(below.lower_bound, value), "gromov", f"{name}, best of two starts", iterations
+        coupling,
+        a,
+        b,
+        value,
+        cut_bound(below.lower_bound, value, float(np.abs(ca).max() ** 2 * a.sum())),
+        "gromov",
+        f"{name}, best of two starts",
+        iterations,
     )
 
 

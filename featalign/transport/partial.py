@@ -120,11 +120,12 @@ def _clipped_simplex(cost: np.ndarray, a: np.ndarray, b: np.ndarray, tau: float)
     coupling, g = simplex(padded, wide_a, wide_b)
     f = c_transform(padded, g)
     value = float((coupling * padded).sum())
-    bound = dual_value(f, g, wide_a, wide_b, value)
     n, m = cost.shape
+    level = f[n] if pad_row else -g[m] if pad_column else 0.0  # the constant that puts the dummy's potential at zero
+    f, g = f[:n] - level, g[:m] + level
     coupling = np.where(cost < tau, coupling[:n, :m], 0.0)
     reason = f"price {tau:.6g} of unmatched mass, general masses: network simplex on the clipped cost"
-    return Plan(coupling, a, b, value, bound, "partial", reason, 0, (f[:n], g[:m]))
+    return Plan(coupling, a, b, value, dual_value(f, g, a, b, value), "partial", reason, 0, (f, g))
 
 
 def _by_mass(cost: np.ndarray, a: np.ndarray, b: np.ndarray, mass: float) -> Plan:
@@ -139,10 +140,10 @@ def _by_mass(cost: np.ndarray, a: np.ndarray, b: np.ndarray, mass: float) -> Pla
     coupling, g = simplex(padded, wide_a, wide_b * (wide_a.sum() / wide_b.sum()))
     f = c_transform(padded, g)
     coupling = coupling[:n, :m]
-    value = float((coupling * cost).sum())
-    bound = dual_value(f, g, wide_a, wide_b, value - shift * mass) + shift * mass
+    paid = float((coupling * padded[:n, :m]).sum())
+    value, bound = (part + shift * mass for part in (paid, dual_value(f, g, wide_a, wide_b, paid)))
     reason = f"mass {mass:.6g} to match: network simplex with dummies"
-    return Plan(coupling, a, b, value, min(bound, value), "partial", reason, 0, (f[:n], g[:m]))
+    return Plan(coupling, a, b, value, bound, "partial", reason, 0, (f[:n], g[:m]))
 
 
 def null_threshold(null_cost: Any, quantile: float = 0.05, rows: int = 1024) -> float:

@@ -30,9 +30,9 @@ class Plan:
     optimality as it runs, so its potentials and bound are not recovered until somebody looks at them.
     """
 
-    coupling: Any
-    a: np.ndarray
-    b: np.ndarray
+    coupling: Any = field(repr=False)
+    a: np.ndarray = field(repr=False)
+    b: np.ndarray = field(repr=False)
     value: float
     lower_bound: float
     method: str

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from featalign.errors import BadOption, TransportError
 from featalign.transport.candidates import Candidates, select, sweep
 from featalign.transport.costs import DenseCost, GroundCost
+from featalign.transport.duals import dual_value
 from featalign.transport.plan import Plan
 from featalign.transport.problem import as_masses, balanced_masses, is_uniform, positive
 
@@ -77,13 +78,14 @@ def generate_columns(
     if warm is not None and warm.potentials is not None:
         g = warm.potentials[1 if warm.shape == cost.shape else 0]
     pairs = select(cost, k, g, price, _staircase(a, b) if price is None else None)
-    pay = None if price is None else _prices(a, b, price)[0]
+    pay_a, pay_b = (None, np.inf) if price is None else _prices(a, b, price)
     solver = _match if uniform else _simplex
     value, bound, coupling, potentials = np.inf, -np.inf, None, None
     for swept in range(1, max_sweeps + 1):
         restricted, paid, f, g = solver(pairs, a, b, price)
-        feasible, keys, costs = sweep(cost, f, g, pay, k)
-        proved = _bound(feasible, g, a, b, price)
+        g = np.minimum(g, pay_b)  # what unmatched mass costs bounds the potentials on either side
+        feasible, keys, costs = sweep(cost, f, g, pay_a, k)
+        proved = float(feasible @ a + g @ b)
         if paid < value:
             value, coupling = paid, restricted
         if proved > bound:
@@ -96,7 +98,8 @@ def generate_columns(
         pairs = pairs.merged(keys, costs)
     reason = f"{len(pairs.keys)} candidate pairs of {n} x {m}, certified on the full cost in {swept} sweeps"
     method = "sparse" if price is None else "partial"
-    return Plan(coupling, a, b, value, min(bound, value), method, reason, swept, potentials)
+    f, g = potentials  # type: ignore[misc]
+    return Plan(coupling, a, b, value, dual_value(f, g, a, b, value), method, reason, swept, potentials)
 
 
 def _transposed(plan: Plan) -> Plan:
@@ -104,14 +107,6 @@ def _transposed(plan: Plan) -> Plan:
     return dataclasses.replace(
         plan, coupling=scipy.sparse.csr_array(plan.coupling.T), a=plan.b, b=plan.a, potentials=(g, f)
     )
-
-
-def _bound(f: np.ndarray, g: np.ndarray, a: np.ndarray, b: np.ndarray, price: float | None) -> float:
-    """Dual value of potentials that are feasible on the full cost and below the price of unmatched sources."""
-    value = float(f @ a + g @ b)
-    if price is None:
-        return value
-    return value + b.sum() * min(0.0, float((_prices(a, b, price)[1] - g).min()))
 
 
 def _prices(a: np.ndarray, b: np.ndarray, price: float) -> tuple[float, float]:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from featalign.errors import BadOption, TransportError
+from featalign.transport.duals import c_transform, cut_bound, dual_value
+from featalign.transport.exact import simplex
 from featalign.transport.plan import Plan
 from featalign.transport.problem import as_cost, as_masses, positive
 
@@ -52,7 +54,17 @@ def unbalanced(
     f, g = _feasible(-price * _log_ratio(rows, a), -price * _log_ratio(columns, b), cost)
     bound = price * float(a @ -np.expm1(-f / price) + b @ -np.expm1(-g / price))
     reason = f"KL marginals at price {price:g}: majorisation-minimisation"
-    return Plan(coupling, a, b, value, min(bound, value), "unbalanced", reason, iterations, (f, g))
+    return Plan(
+        coupling,
+        a,
+        b,
+        value,
+        cut_bound(bound, value, price * (a.sum() + b.sum())),
+        "unbalanced",
+        reason,
+        iterations,
+        (f, g),
+    )
 
 
 def _kl_plan(
@@ -81,9 +93,6 @@ def _kl_plan(
 
 def _total_variation(cost: np.ndarray, a: np.ndarray, b: np.ndarray, price: float) -> Plan:
     """`price` per unit missing on either side; more than asked never pays: dummies take what is left over."""
-    from featalign.transport.duals import c_transform, dual_value
-    from featalign.transport.exact import simplex
-
     n, m = cost.shape
     padded = np.full((n + 1, m + 1), price)
     padded[:n, :m] = np.minimum(cost, 2 * price)  # a pair worth more than two unmatched units is not used

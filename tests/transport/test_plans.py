@@ -104,6 +104,11 @@ def test_partial_by_threshold(problem, price, total, thin):
     assert plan.lower_bound <= plan.value
     assert abs(plan.value - optimum) <= 1e-7 * scale
     assert plan.gap <= 1e-9 * scale
+    f, g = (part[mass > 0] for part, mass in zip(plan.potentials, (a, b)))
+    pairs = np.minimum(cost, tau)[np.ix_(a > 0, b > 0)]
+    assert (f[:, None] + g <= pairs + 1e-9 * scale).all()
+    assert (g if a.sum() <= b.sum() else f).max() <= 1e-9 * scale or a.sum() == pytest.approx(b.sum())
+    assert f @ a[a > 0] + g @ b[b > 0] == pytest.approx(plan.lower_bound, abs=1e-9 * scale)
 
 
 @settings(max_examples=25, deadline=None)
