@@ -86,7 +86,7 @@ class ToySettings:
         """Methods that will run."""
         if self.methods is not None:
             return self.methods
-        return SAME_WIDTH + ("union",) if self.fused_width == self.m else ("union",)
+        return (*SAME_WIDTH, "union") if self.fused_width == self.m else ("union",)
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class ToyResult:
         settings: what was run.
         single, joint: held-out loss of each client `[seeds][clients]` and of one model trained on everything `[seeds]`.
         losses: `method -> kind -> [seeds]`, kinds 'raw', 'calibrated' (bias and one gain on the task) and 'distilled'
-            (the same, fitted to the clients' own outputs, without the task).
+            (the same, fitted to what each client returns on its own inputs, without the task).
         survival: `method -> [n]` share of each feature's energy that the calibrated model returns, mean over seeds.
         matching: per seed: neuron and feature correlation, precision, recall, recovered features.
         regimes: the diagnosis per seed.
@@ -162,8 +162,33 @@ class ToyResult:
         frame["times joint"] = frame["calibrated"] / joint
         return frame
 
+    def rows(self) -> list[dict[str, Any]]:
+        """`to_frame` with the parents and the ceiling beside the methods."""
+        extra = [
+            {"method": "(joint training)", "calibrated": float(np.mean(self.joint))},
+            {"method": "(one client)", "calibrated": float(np.mean(self.single))},
+        ]
+        frame = pd.concat([pd.DataFrame(extra), self.to_frame()], ignore_index=True)
+        frame["times joint"] = frame["calibrated"] / np.mean(self.joint)
+        frame = frame[["method", "raw", "distilled", "calibrated", "std", "times joint"]].astype(object)
+        records = frame.where(frame.notna(), "").to_dict(orient="records")
+        return [{str(key): value for key, value in row.items()} for row in records]
+
+    def summary(self) -> str:
+        """The regime, matching and winner in three lines."""
+        facts = self.to_dict()
+        feature, regime = facts["matching"]["feature"], facts["regime"]
+        common = self.settings.n if self.settings.shared is None else self.settings.shared
+        return (
+            f"matched |correlation|: neurons {facts['matching']['neuron']['mean_abs_corr']:.2f}, features "
+            f"{feature['mean_abs_corr']:.2f}; true pairs {feature['true_pairs']} of {common}, "
+            f"false {feature['false_pairs']}\n"
+            f"regime: {regime['name']} ({regime['agreement']:.0%} of seeds), recommends "
+            f"{self.regimes[0]['recommended']}: {self.regimes[0]['explanation']}\nbest method: {self.winner}"
+        )
+
     def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, float_format="%.3f")
+        return self.to_frame().to_html(index=False, float_format="{:.3f}".format)
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -295,11 +320,12 @@ def _train_dictionaries(settings: ToySettings, world: _World, clients: list[ToyM
 
 def _one_seed(settings: ToySettings, world: _World, problem: ToyProblem) -> dict[str, Any]:
     fused = ToyModels.stack([METHODS[name](problem) for name in settings.chosen])
-    teacher = problem.clients(world.probe).mean(0)
+    own = torch.cat(problem.data)
+    taught = torch.cat([problem.clients[c](x)[0] for c, x in enumerate(problem.data)])
     kinds = {
         "raw": fused,
         "calibrated": calibrated(fused, world.probe, world.probe),
-        "distilled": calibrated(fused, world.probe, teacher),
+        "distilled": calibrated(fused, own, taught),
     }
     scores = {kind: models.loss(world.test).tolist() for kind, models in kinds.items()}
     energy = world.test.double().pow(2).mean(0)

@@ -26,7 +26,7 @@ from featalign.toy.packing import pack
 from featalign.transport import solve
 
 MINIMUM = 0.5  # correlation of two codes below which they are not the same feature
-OWN = 0.1  # share of the median latent variance below which an unmatched latent is a spare, not a feature
+OWN = 0.5  # share of the matched latents' median variance below which an unmatched latent is a spare, not a feature
 METHODS: Registry[Callable[[ToyProblem], ToyModels]] = Registry("toy fusion method")
 
 
@@ -343,12 +343,12 @@ def union(problem: ToyProblem) -> ToyModels:
         merged[second] += codes[c].response[first] * seen[c]
         weight[second] += seen[c]
         own = torch.from_numpy(np.setdiff1d(np.arange(view.shape[1]), match.pairs[:, 0]))
-        own = own[codes[c].variance[own] > OWN * codes[c].variance.median()]
+        own = own[codes[c].variance[own] > OWN * codes[c].variance[first].median()]
         merged = torch.cat([merged, codes[c].response[own] * seen[c]])
         weight = torch.cat([weight, seen[c].expand(len(own), n)])
         atoms = torch.cat([atoms, torch.zeros(len(own), atoms.shape[1], dtype=torch.float64)])
         views[0] = torch.cat([views[0], view[:, own]], 1)
     response = merged / weight.clamp_min(1e-12)
-    energy = (response**2 * torch.stack(seen).mean(0)).sum(1)
+    energy = (response**2 * torch.stack(seen).amax(0)).sum(1)  # as often as where it occurs most
     directions = pack(atoms, energy, problem.width)
     return with_readers(problem, (directions.T @ response).float(), known_bias(problem))

@@ -7,7 +7,7 @@ import torch
 from featalign.errors import BadOption
 
 
-def pack(atoms: torch.Tensor, energy: torch.Tensor, width: int, steps: int = 600, lr: float = 0.02) -> torch.Tensor:
+def pack(atoms: torch.Tensor, energy: torch.Tensor, width: int, steps: int = 1500, lr: float = 0.05) -> torch.Tensor:
     """Directions `[F, width]` of unit norm for `F` features of given `energy [F]`; zero rows of `atoms [F, m]` are new.
 
     New features take, in order of energy, the direction of least energy-weighted coherence with all placed so far (the

@@ -1,0 +1,98 @@
+"""`fa.toy.sweep`: where the feature basis wins, ties and loses over density and size, and whether the regime knew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from featalign.toy_compare import ToyResult, ToySettings, compare
+
+FOLLOWS = {
+    "neuron-permutation": "neuron-ot",
+    "orthogonal": "procrustes",
+    "re-expression": "feature-ot",
+    "union": "union",
+}
+TIE = 0.05  # losses closer than this share are a tie
+
+
+def default_settings(quick: bool = False) -> tuple[ToySettings, ...]:
+    """32 settings: n from 8 to 512, m/n from 1/16 to 1, densities .01 to .2 (nine of them when `quick`)."""
+    grid = [(n, n * share // 8, p) for n in (8, 16, 32, 64) for share in (2, 4, 8) for p in (0.05, 0.2)]
+    grid += [(128, m, p) for m in (16, 32) for p in (0.02, 0.05)]
+    grid += [(256, 16, 0.02), (256, 32, 0.02), (512, 32, 0.01), (512, 64, 0.01)]
+    if quick:
+        grid = [(n, n * share // 8, p) for n, p in ((16, 0.05), (16, 0.2), (32, 0.05)) for share in (2, 4, 8)]
+    methods = tuple(FOLLOWS.values())
+    return tuple(
+        ToySettings(n=n, m=m, density=p, seeds=1, steps=1500, sae_steps=800, methods=methods) for n, m, p in grid
+    )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One comparison per setting, and what the regime said before anything was fused."""
+
+    results: tuple[ToyResult, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per setting: calibrated losses, winner, outcome of the feature basis, verdict, whether it agrees.
+
+        The verdict agrees when the method it recommends is within `TIE` of the best.
+        """
+        return pd.DataFrame([_row(result) for result in self.results])
+
+    @property
+    def agreement(self) -> float:
+        """Share of settings in which the regime's recommendation is within `TIE` of the best method."""
+        return float(self.to_frame()["agrees"].mean())
+
+    def to_dict(self) -> dict[str, Any]:
+        frame = self.to_frame()
+        return {
+            "settings": len(frame),
+            "agreement": self.agreement,
+            "outcomes": frame["outcome"].value_counts().to_dict(),
+            "rows": frame.to_dict(orient="records"),
+        }
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(index=False, float_format="{:.3f}".format)
+
+
+def _row(result: ToyResult) -> dict[str, Any]:
+    losses = {name: float(np.mean(kinds["calibrated"])) for name, kinds in result.losses.items()}
+    best, verdict = min(losses.values()), result.regimes[0]
+    rival = min(value for name, value in losses.items() if name in {"neuron-ot", "procrustes"})
+    feature = min(losses["feature-ot"], losses.get("union", np.inf))
+    floor = 1e-3 * result.zero  # below this both are exact
+    ratio = (feature + floor) / (rival + floor)
+    recommended = FOLLOWS[verdict["recommended"]]
+    config = asdict(result.settings)
+    return {
+        **{key: config[key] for key in ("data", "n", "m", "density", "shared", "hidden")},
+        **losses,
+        "single": float(np.mean(result.single)),
+        "winner": min(losses, key=lambda name: losses[name]),
+        "ratio": ratio,
+        "outcome": "wins" if ratio < 1 - TIE else "loses" if ratio > 1 + TIE else "ties",
+        "regime": verdict["name"],
+        "recommended": recommended,
+        "agrees": bool(losses[recommended] + floor <= (1 + TIE) * (best + floor)),
+        **{
+            key: verdict[key]
+            for key in ("permutation", "orthogonal", "linear", "features", "feature_correlation", "matched")
+        },
+    }
+
+
+def sweep(settings: Sequence[ToySettings] | None = None, quick: bool = False, progress: bool = True) -> Sweep:
+    """Compare at every setting (`default_settings` when none are given); each must run the methods in `FOLLOWS`."""
+    from tqdm.auto import tqdm
+
+    chosen = tuple(settings) if settings is not None else default_settings(quick)
+    return Sweep(tuple(compare(each, progress=False) for each in tqdm(chosen, disable=not progress, desc="sweep")))
