@@ -85,10 +85,9 @@ def weak_duality(
     figure.add_scatter(
         x=list(at), y=list(dual), name="dual (feasible potentials)", line_color=FEATURE, mode="lines+markers"
     )
-    if min([*primal, *dual]) > 0:
-        figure.update_yaxes(type="log")
     if optimum is not None:
-        figure.add_hline(y=optimum, line_dash="dot", line_color=REFERENCE, annotation_text="exact optimum")
+        line = {"color": REFERENCE, "dash": "dot"}
+        figure.add_scatter(x=list(at), y=[optimum] * len(at), name="exact optimum", line=line, mode="lines")
     return styled(figure, "Weak duality: every dual value bounds every primal value", x, "transport cost")
 
 
