@@ -1,25 +1,33 @@
 # Two commands: `make run` and `make test`. Both set up .venv when it is missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= dev,notebooks
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --progress-bar off -c constraints.txt
 
 .PHONY: run test lint types venv clean
 
-venv: .venv/installed
+# what `featalign` needs to run
+.venv/core: pyproject.toml constraints.txt
+	@echo "installing featalign into .venv (a minute or two the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(INSTALL) -e .
+	@touch $@
 
-.venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[$(EXTRAS)]'
-	touch $@
+# and what its tests and notebooks need
+.venv/dev: .venv/core
+	@echo "installing the development tools into .venv"
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
 
-run: venv
+venv: .venv/dev
+
+run: .venv/core
 	$(BIN)/featalign compare --dataset digits --overwrite
 
-lint: venv
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: venv
+types: .venv/dev
 	$(BIN)/mypy
 
 test: lint types
