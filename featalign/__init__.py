@@ -14,6 +14,7 @@ import importlib
 from typing import Any
 
 from featalign.compare import compare
+from featalign.diagnose import diagnose
 
 __version__ = "0.1.0"
 
@@ -22,7 +23,7 @@ _PACKAGES = (
     *("align", "fuse", "measure", "plots", "report", "bench", "errors"),
 )
 
-__all__ = ["__version__", "compare", *_PACKAGES]
+__all__ = ["__version__", "compare", "diagnose", *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:

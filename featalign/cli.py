@@ -39,7 +39,7 @@ def compare(
     seeds: int = typer.Option(None, metavar="COUNT", help="Repetitions.  [default: 3]"),
     probe: int = typer.Option(None, help="Unlabelled training inputs shared by all clients.  [default: 400]"),
     augment: str = typer.Option(None, help="Extension of the probe: shift-mix, gaussian, none.  [default: shift-mix]"),
-    mixing: float = typer.Option(None, help="Weight of the first client.  [default: 0.5]"),
+    mixing: float = typer.Option(None, help="Weight of the first client.  [default: equal weights]"),
     methods: str = typer.Option(None, help="Names separated by commas.  [default: all]"),
     class_counts: bool = typer.Option(None, "--class-counts", help="Let the server weigh clients by label counts."),
     curve: int = typer.Option(None, help="Points of the mixing-weight curve, 0 for none.  [default: 11]"),
@@ -52,12 +52,13 @@ def compare(
     from featalign.config import RunConfig
     from featalign.console import comparison_table
 
-    chosen = RunConfig.from_toml(config) if config else RunConfig()
-    chosen = chosen.changed(
-        dataset=dataset, folder=folder, split=split, special=special, alpha=alpha, clients=clients, seeds=seeds,
-        probe=probe, augment=augment, mixing=mixing, class_counts=class_counts, curve=curve,
-        methods=tuple(methods.replace(" ", "").split(",")) if methods else None,
-    )  # fmt: skip
+    options = {
+        "dataset": dataset, "folder": folder, "split": split, "special": special, "alpha": alpha, "clients": clients,
+        "seeds": seeds, "probe": probe, "augment": augment, "mixing": mixing, "class_counts": class_counts,
+        "curve": curve, "methods": tuple(methods.replace(" ", "").split(",")) if methods else None,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = RunConfig.from_toml(config).changed(**given) if config else RunConfig(**given)  # type: ignore[arg-type]
     from featalign.compare import run
 
     result = run(chosen, out, overwrite, progress=not quiet)
@@ -128,6 +129,45 @@ def avot(
             for row in weights
         ]
     )
+
+
+@app.command("diagnose")
+def diagnose_command(
+    model: Path = typer.Argument(None, metavar="[MODEL.safetensors]", help="Weights of an MLP client or fused model."),
+    run_folder: Path = typer.Option(None, "--run", metavar="DIR", help="Diagnose client A of a compare run."),
+    dataset: str = typer.Option("digits", help="Where inputs and labels come from: digits, mnist, fashion-mnist."),
+    out: Path = typer.Option(None, metavar="DIR", help="Folder of the page.  [default: reports/diagnose-NAME]"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing folder."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Is a network polysemantic, layer by layer, beyond what its controls show? Writes a self-contained page."""
+    from featalign.diagnose import run
+
+    found = run(model, run_folder, dataset, out, overwrite, progress=not quiet)
+    for name, layer in found.layers.items():
+        typer.echo(f"{name} ({layer.units} units): {layer.verdict}")
+    typer.echo(f"page: {found.folder}/report.html")
+
+
+@bench.command("sae")
+def bench_sae(
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quick: bool = typer.Option(False, "--quick", help="Only 64 -> 256, and two architectures."),
+) -> None:
+    """Seconds to one explained variance, and recovery of a planted dictionary, against sae-lens's trainer."""
+    import json
+
+    from featalign.bench.sae import ARCHITECTURES, SHAPES, recovery, speed
+
+    found = {
+        "speed": speed(SHAPES[:1] if quick else SHAPES),
+        "recovery": recovery(ARCHITECTURES[:2] if quick else ARCHITECTURES),
+    }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for rows in found.values():
+        _table([{key: f"{v:.3g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows])
 
 
 @bench.command("transport")
@@ -222,7 +262,9 @@ def toy_sweep(
 
 @toy.command("curve")
 def toy_curve(
-    kind: str = typer.Argument("explained", help="explained (over m/n), capacity (over fused width) or words (over m)."),
+    kind: str = typer.Argument(
+        "explained", help="explained (over m/n), capacity (over fused width) or words (over m)."
+    ),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
 ) -> None:
     """A measured curve with its prediction or ceiling beside it, as JSON."""
