@@ -111,10 +111,13 @@ def _quality(content: Mapping[str, Any]) -> Section:
 
 def _limits(content: Mapping[str, Any]) -> Section:
     facts = content["facts"]
-    return Section("How to read this, and what it cannot say").text(
-        f"Activations of {facts['samples']} inputs; dictionaries at a default width and sparsity, so counts of "
-        "features are relative to them: read the curves, not one number. What the dictionary leaves unexplained is "
-        "invisible here. The control has the same weights in random order, so it keeps the data's own structure; "
-        "differences from it are what training did. Partners are the best correlated latents of other dictionaries on the same "
-        "inputs. Class effect is the mean change of each output when the latent is taken out where it fires."
+    words = (
+        f"Activations of {facts['samples']} inputs; dictionaries at a default width and sparsity, so counts of features "
+        "are relative to them: read the curves, not one number.",
+        "What the dictionary leaves unexplained is invisible here.",
+        "The control has the same weights in random order, so it keeps the data's own structure; differences from it "
+        "are what training did.",
+        "Partners are the best correlated latents of other dictionaries on the same inputs.",
+        "Class effect is the mean change of each output when the latent is taken out where it fires.",
     )
+    return Section("How to read this, and what it cannot say").text(" ".join(words))
