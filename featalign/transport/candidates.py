@@ -17,11 +17,15 @@ CROWDED = 6  # candidates per row beyond CROWDED * k (ties, generous thresholds)
 
 @dataclass(frozen=True)
 class Candidates:
-    """Sorted keys `[e]` of pairs of a cost of `shape`, and their costs `[e]` in float64."""
+    """Sorted keys `[e]` of pairs of a cost of `shape`, and their costs `[e]` in float64.
+
+    `complete`: every pair below the price of unmatched mass is among them, so that nothing is lost.
+    """
 
     shape: tuple[int, int]
     keys: np.ndarray
     costs: np.ndarray
+    complete: bool = False
 
     @property
     def sources(self) -> np.ndarray:
@@ -38,6 +42,12 @@ class Candidates:
         all_keys, first = np.unique(np.concatenate([self.keys, keys]), return_index=True)
         return Candidates(self.shape, all_keys, np.concatenate([self.costs, costs])[first])
 
+    def c_transform(self, g: np.ndarray, price: float) -> np.ndarray:
+        """`min(price, min_j (C_ij - g_j))` over the candidates, `[n]`."""
+        f = np.full(self.shape[0], price)
+        np.minimum.at(f, self.sources, self.costs - g[self.targets])
+        return f
+
     def matrix(self, values: np.ndarray) -> scipy.sparse.csr_array:
         """CSR matrix with `values [e]` on the pairs."""
         starts = np.searchsorted(self.keys, np.arange(self.shape[0] + 1) * self.shape[1])
@@ -53,17 +63,16 @@ def select(
     so that a feasible plan exists.
     """
     n, m = cost.shape
-    column_limit = _column_limits(cost, k, g, price)
+    limits: np.ndarray | None = None
     rng = np.random.default_rng(0)
-    stride = max(1, m // _sample_size(m, k))
-    keys, costs = [], []
+    keys, costs, complete = [], [], price is not None
     for part in cost.blocks():
         block = cost.rows(part)
-        reduced = block - g.astype(block.dtype) if g.any() else block
-        row_limit = _quantile(reduced[:, ::stride], k / m, axis=1)
-        chosen = (reduced <= row_limit[:, None]) | (reduced <= column_limit)
-        if price is not None:
-            chosen &= block < price
+        chosen = block < price if price is not None else np.ones(block.shape, dtype=bool)
+        if chosen.sum() > CROWDED * k * len(block):
+            complete = False
+            limits = _column_limits(cost, k, g) if limits is None else limits
+            chosen &= _cheapest(block, k, g, limits)
         if chosen.sum() > CROWDED * k * len(block):
             chosen = _thinned(chosen, k, rng)
         if always is not None:
@@ -72,13 +81,21 @@ def select(
         i, j = np.nonzero(chosen)
         keys.append((i + part.start) * m + j)
         costs.append(block[i, j].astype(np.float64))
-    return Candidates((n, m), np.concatenate(keys), np.concatenate(costs))
+    return Candidates((n, m), np.concatenate(keys), np.concatenate(costs), complete)
+
+
+def _cheapest(block: np.ndarray, k: int, g: np.ndarray, column_limits: np.ndarray) -> np.ndarray:
+    """About `k` pairs of every row, and those within the limits of the columns."""
+    m = block.shape[1]
+    reduced = block - g.astype(block.dtype) if g.any() else block
+    row_limits = _quantile(reduced[:, :: max(1, m // _sample_size(m, k))], k / m, axis=1)
+    return (reduced <= row_limits[:, None]) | (reduced <= column_limits)
 
 
 def sweep(
-    cost: GroundCost, f: np.ndarray, g: np.ndarray, price: float | None, k: int
+    cost: GroundCost, f: np.ndarray, g: np.ndarray, price: float, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One pass over the full cost: the c-transform of `g [m]`, and the pairs that forbid `f [n]`.
+    """One pass over the full cost: the c-transform of `g [m]`, at most `price`, and the pairs that forbid `f [n]`.
 
     Returns:
         f that is feasible on the full cost, `[n]` (lowered by the rounding of the cost's precision);
@@ -92,7 +109,7 @@ def sweep(
         lowest = slack.min(axis=1).astype(np.float64)
         if block.dtype == np.float32:
             lowest -= 4 * np.finfo(np.float32).eps * (np.abs(lowest) + float(np.abs(g).max()))
-        feasible[part] = lowest if price is None else np.minimum(lowest, price)
+        feasible[part] = np.minimum(lowest, price)
         limit = f[part] - 1e-12 * max(1e-300, float(np.abs(lowest).max()))
         broken = np.flatnonzero(lowest < limit)
         if len(broken):
@@ -118,11 +135,9 @@ def _quantile(values: np.ndarray, share: float, axis: int) -> np.ndarray:
     return np.take(np.partition(values, rank, axis=axis), rank, axis=axis)
 
 
-def _column_limits(cost: GroundCost, k: int, g: np.ndarray, price: float | None) -> np.ndarray:
-    n, m = cost.shape
+def _column_limits(cost: GroundCost, k: int, g: np.ndarray) -> np.ndarray:
+    n = cost.shape[0]
     sample = cost.rows(np.linspace(0, n - 1, _sample_size(n, k)).astype(int))
-    if price is not None and (sample < price).mean() * m <= 2 * k:
-        return np.full(m, np.inf, dtype=sample.dtype)  # few pairs beat the price: all of them are candidates
     return _quantile(sample - g.astype(sample.dtype), k / n, axis=0)
 
 

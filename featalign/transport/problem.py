@@ -9,6 +9,7 @@ import numpy as np
 
 from featalign.errors import BadOption, NotFinite, TransportError
 
+SINGLE_THREADED = 10_000  # longer dot products start threads, which wait for each other on a busy machine
 MASS_TOLERANCE = 1e-6  # relative; float32 masses that should sum to one do so to about this
 
 
@@ -33,7 +34,12 @@ def as_cost(cost: Any) -> np.ndarray:
 def require_finite(array: np.ndarray, name: str) -> None:
     """Raise `NotFinite` with the first offending entry, or when sums of entries would overflow."""
     flat = array.ravel()
-    if math.isfinite(flat.dot(flat)):  # one fast pass; NaN and infinity survive squaring and summing
+    if flat.size <= SINGLE_THREADED:
+        total = flat.dot(flat)  # NaN and infinity survive squaring and summing
+    else:
+        with np.errstate(all="ignore"):
+            total = flat.sum()
+    if math.isfinite(total):
         return
     bad = ~np.isfinite(array)
     if bad.any():

@@ -78,13 +78,16 @@ def generate_columns(
     if warm is not None and warm.potentials is not None:
         g = warm.potentials[1 if warm.shape == cost.shape else 0]
     pairs = select(cost, k, g, price, _staircase(a, b) if price is None else None)
-    pay_a, pay_b = (None, np.inf) if price is None else _prices(a, b, price)
+    pay_a, pay_b = (np.inf, np.inf) if price is None else _prices(a, b, price)
     solver = _match if uniform else _simplex
     value, bound, coupling, potentials = np.inf, -np.inf, None, None
     for swept in range(1, max_sweeps + 1):
         restricted, paid, f, g = solver(pairs, a, b, price)
         g = np.minimum(g, pay_b)  # what unmatched mass costs bounds the potentials on either side
-        feasible, keys, costs = sweep(cost, f, g, pay_a, k)
+        if pairs.complete:  # pairs left out cost the price or more, and f + g never exceeds that
+            feasible, keys, costs = pairs.c_transform(g, pay_a), pairs.keys[:0], pairs.costs[:0]
+        else:
+            feasible, keys, costs = sweep(cost, f, g, pay_a, k)
         proved = float(feasible @ a + g @ b)
         if paid < value:
             value, coupling = paid, restricted
@@ -96,7 +99,8 @@ def generate_columns(
         if len(keys) == 0 or value - bound <= tolerance * abs(value):
             break
         pairs = pairs.merged(keys, costs)
-    reason = f"{len(pairs.keys)} candidate pairs of {n} x {m}, certified on the full cost in {swept} sweeps"
+    proof = "all that beat the price" if pairs.complete else f"certified on the full cost in {swept} sweeps"
+    reason = f"{len(pairs.keys)} candidate pairs of {n} x {m}, {proof}"
     method = "sparse" if price is None else "partial"
     f, g = potentials  # type: ignore[misc]
     return Plan(coupling, a, b, value, dual_value(f, g, a, b, value), method, reason, swept, potentials)
