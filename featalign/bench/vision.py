@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from featalign.errors import BadOption
@@ -56,8 +56,102 @@ def parents(
     return clients
 
 
-def train(architectures: Sequence[str], resolution: int = 16, seed: int = 0) -> None:
-    """Train (or load) all parents of a comparison."""
+@dataclass(frozen=True)
+class VisionRow:
+    """Accuracy of one way of fusing the pair of one seed; `share` is the weight of the first parent."""
+
+    model: str
+    seed: int
+    name: str
+    share: float
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VisionResult:
+    """All rows, at equal weights and (where asked for) along the mixing curve."""
+
+    rows: tuple[VisionRow, ...]
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"config": self.config, "rows": [asdict(row) for row in self.rows]}
+
+    def to_frame(self) -> Any:
+        """Mean accuracy at equal weights by model and way of fusing (pandas), with the count of seeds."""
+        import pandas as pd
+
+        frame = pd.DataFrame([asdict(row) for row in self.rows if row.share == 0.5])
+        grouped = frame.groupby(["model", "name"], sort=False)
+        return grouped.agg(accuracy=("accuracy", "mean"), seeds=("seed", "nunique"), seconds=("seconds", "mean"))
+
+    def gap_closed(self, model: str) -> float:
+        """Share of the gap between the vanilla average and the mean parent that the best one-shot fusion closes."""
+        frame = self.to_frame().loc[model]["accuracy"]
+        parents = [name for name in frame.index if name.startswith("parent")]
+        fused = [name for name in frame.index if not name.startswith(("parent", "ensemble"))]
+        goal = float(frame[parents].mean())
+        return float((frame[fused].max() - frame["vanilla"]) / max(goal - frame["vanilla"], 1e-9))
+
+
+VARIANTS = ((False, False), (True, False), (False, True), (True, True))  # repair, refit
+
+
+def vision(
+    architectures: Sequence[str] = ("vgg11", "resnet20"),
+    methods: Sequence[str] = ("vanilla", "ot-acts", "ot-wts", "weight-matching"),
+    seeds: int = 1,
+    resolution: int = 16,
+    probe: int = 400,
+    curve: Sequence[float] = (),
+    progress: bool = True,
+) -> VisionResult:
+    """Train (or load) pairs of networks and fuse each pair by every method, with and without repair and refit.
+
+    The probe is unlabelled training pictures; every method gets the same. `curve` lists further weights of the first
+    parent at which every method is scored with repair and without refit.
+    """
+    rows: list[VisionRow] = []
     dataset = pictures(resolution=resolution)
     for model in architectures:
-        parents(model, dataset, seed=seed)
+        for seed in range(seeds):
+            rows += _pair(model, dataset, methods, seed, probe, curve, progress)
+    config = {"resolution": resolution, "probe": probe, "seeds": seeds, "widths": {m: WIDTHS[m] for m in architectures}}
+    return VisionResult(tuple(rows), config)
+
+
+def _pair(
+    model: str,
+    dataset: Dataset,
+    methods: Sequence[str],
+    seed: int,
+    probe: int,
+    curve: Sequence[float],
+    progress: bool,
+) -> list[VisionRow]:
+    """Rows of one pair."""
+    from featalign.clients import accuracy
+    from featalign.fuse import Ensemble, FusionProblem, fuse
+    from featalign.spaces import SpaceGraph
+
+    clients = tuple(client.model for client in parents(model, dataset, seed=seed, progress=progress))
+    inputs = dataset.train_inputs[:probe]
+    graphs = tuple(SpaceGraph.trace(client, inputs[:2]) for client in clients)
+    problem = FusionProblem(clients, graphs, inputs, inputs, (0.5, 0.5), 1, seed=seed)
+
+    def row(name: str, module: Any, share: float = 0.5, seconds: float = 0.0) -> VisionRow:
+        score = accuracy(module, dataset.test_inputs, dataset.test_labels, 1000)
+        return VisionRow(model, seed, name, share, score, seconds)
+
+    rows = [row(f"parent-{letter}", client) for letter, client in zip("AB", clients)]
+    rows.append(row("ensemble", Ensemble(clients, problem.mixing)))
+    for method in methods:
+        for repaired, refitted in VARIANTS:
+            result = fuse(problem, method, refitted, with_repair=repaired)
+            rows.append(row(result.name, result.module, seconds=result.seconds))
+        for share in curve:
+            result = fuse(problem.mixed((share, 1 - share)), method, with_repair=True)
+            rows.append(row(result.name, result.module, share))
+    return rows

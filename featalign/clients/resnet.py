@@ -60,7 +60,7 @@ class _ResNetConfig:
 
     def module(self) -> nn.Module:
         """A freshly initialised network."""
-        return ResNet(self).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return ResNet(self)
 
     @staticmethod
     def recipe(**options: Any) -> TrainConfig:

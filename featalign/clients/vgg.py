@@ -61,7 +61,7 @@ class VGGConfig:
 
     def module(self) -> nn.Module:
         """A freshly initialised network."""
-        return VGG(self).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return VGG(self)
 
 
 class VGG(nn.Module):

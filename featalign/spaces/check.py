@@ -97,15 +97,24 @@ def output_change(before: list[torch.Tensor], after: list[torch.Tensor]) -> floa
     return max(change if change == change else float("inf") for change in changes)
 
 
+def _reference(module: nn.Module, example: Any) -> tuple[nn.Module, list[torch.Tensor], Any]:
+    """A copy in float64 with its outputs and example; in its own precision where the code insists on that."""
+    copied, precise = copy.deepcopy(module).double(), in_double(example)
+    try:
+        return copied, outputs_of(copied, precise), precise
+    except RuntimeError:  # a module that casts to a type of its own
+        copied = copy.deepcopy(module)
+        return copied, outputs_of(copied, example), example
+
+
 def check(graph: SpaceGraph, module: nn.Module | None, example: Any, tolerance: float, seed: int) -> Check:
     """`SpaceGraph.check` (see there): in float64, so that only a wrong basis can fail."""
     module = graph.module if module is None else module
     example = graph.example if example is None else example
     if module is None or example is None:
         raise TraceError("a hand-written graph knows no module: call check(module, example_input)")
-    double, example = copy.deepcopy(module).double(), in_double(example)
+    double, reference, example = _reference(module, example)
     state = {name: tensor.clone() for name, tensor in double.state_dict().items()}
-    reference = outputs_of(double, example)
     maps = random_maps(graph, seed)
 
     def error_of(chosen: Mapping[str, Transform]) -> tuple[float, float]:

@@ -1,0 +1,295 @@
+"""Aligning pre-norm transformers: LayerNorm folded to RMSNorm, a rotated residual stream, heads as units.
+
+A residual stream under RMSNorm without gains is unchanged by rotations. Heads permute as units, and inside each head
+the query-key product `W_Q W_K^T` and the output-value product `W_V W_O` are what matters: any orthogonal change of the
+head's own basis leaves both alone. Heads are matched by these products; then the source's heads are re-expressed in the
+basis of their partners (a function-preserving change, "gauge"), so that averaging compares like with like.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.align.maps import Alignment, SpaceMap
+from featalign.align.neuron import cross_moments, post_site, pre_site
+from featalign.align.orthogonal import polar, procrustes_activations, procrustes_weights, stream_moments
+from featalign.errors import BadOption, SpaceMismatch
+from featalign.spaces.apply import moved_tensor, pieces_of
+from featalign.spaces.capture import Inputs
+from featalign.spaces.check import outputs_of
+from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
+from featalign.transport import solve
+
+ROTATIONS = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
+StreamMap = Callable[[Space], SpaceMap]
+
+
+@dataclass(frozen=True)
+class TransformerAlignment:
+    """A transformer alignment.
+
+    Attributes:
+        module: the source with its heads re-expressed in the basis of their partners; computes the same function.
+        alignment: maps of every hidden space of `module` into the target's.
+    """
+
+    module: nn.Module
+    alignment: Alignment
+
+
+def fold_norms(module: nn.Module, example: Any) -> nn.Module:
+    """A copy that computes the same function with RMSNorm without gains in place of every LayerNorm.
+
+    Gains and biases go into the linear layers that read each norm; what writes the residual stream is centred, so that
+    there is nothing left to subtract. Works on `nn.LayerNorm` read by `nn.Linear` alone, and on TransformerLens models.
+    Raises `SpaceMismatch` where a norm is read by anything else (the copy would not be the same function).
+    """
+    if type(module).__name__ == "HookedTransformer":
+        return _fold_lens(module)
+    result = copy.deepcopy(module)
+    norms = {name: part for name, part in result.named_modules() if isinstance(part, nn.LayerNorm)}
+    readers = _readers(result, norms, example)
+    graph = SpaceGraph.trace(result, example)
+    centred = {
+        space.name: _Centring(space.size)
+        for space in graph.hidden
+        if any(axis.parameter == f"{name}.weight" for name in norms for axis in space.scales)
+    }
+    for name, norm in norms.items():
+        for layer in readers[name]:
+            if norm.elementwise_affine:
+                if norm.bias is not None:
+                    layer.bias.data += layer.weight.data @ norm.bias.data
+                layer.weight.data *= norm.weight.data
+        parent, _, child = name.rpartition(".")
+        plain = nn.RMSNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
+        setattr(result.get_submodule(parent), child, plain.to(next(result.parameters()).dtype))
+    state = result.state_dict()
+    pieces = pieces_of(graph, centred)
+    result.load_state_dict({n: moved_tensor(t, n, pieces).to(t.dtype) for n, t in state.items()})
+    before, after = outputs_of(module, example)[0], outputs_of(result, example)[0]
+    if (error := float((after - before).abs().max() / before.abs().max())) > 1e-3:
+        raise SpaceMismatch(f"folding the norms moved the outputs by {error:.2g}: a norm is read by more than Linear")
+    return result.eval()
+
+
+class _Centring:
+    """Subtracts the mean of whatever writes a space; readers stay (a norm reads it)."""
+
+    shift = None
+
+    def __init__(self, size: int):
+        self.out = torch.eye(size, dtype=torch.float64) - 1 / size
+        self.into = torch.eye(size, dtype=torch.float64)
+
+
+def _readers(module: nn.Module, norms: dict[str, nn.LayerNorm], example: Any) -> dict[str, list[nn.Linear]]:
+    """Linear layers whose input is the output of each norm."""
+    produced: dict[int, str] = {}
+    kept: list[torch.Tensor] = []
+    found: dict[str, list[nn.Linear]] = {name: [] for name in norms}
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, out: torch.Tensor) -> None:
+            produced[id(out)] = name
+            kept.append(out)  # the id stays its own while the tensor lives
+
+        return hook
+
+    def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and id(args[0]) in produced and isinstance(layer, nn.Linear):
+            found[produced[id(args[0])]].append(layer)
+
+    handles = [norm.register_forward_hook(after(name)) for name, norm in norms.items()]
+    handles += [p.register_forward_pre_hook(before) for p in module.modules() if isinstance(p, nn.Linear)]
+    outputs_of(module, example)
+    for handle in handles:
+        handle.remove()
+    if bare := [name for name, layers in found.items() if not layers]:
+        raise SpaceMismatch(f"norm '{bare[0]}' is read by no Linear layer, so its gains cannot be folded into one")
+    return found
+
+
+def _fold_lens(module: nn.Module) -> nn.Module:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from transformer_lens import HookedTransformer
+
+        folded: Any = copy.deepcopy(module)
+        folded.load_and_process_state_dict(
+            folded.state_dict(),
+            fold_ln=True,
+            center_writing_weights=True,
+            center_unembed=False,
+            fold_value_biases=False,
+        )
+        config = copy.deepcopy(folded.cfg)
+        config.normalization_type = "RMSPre"  # with centred writers there is no mean to subtract
+        result = HookedTransformer(config)
+    result.load_state_dict(folded.state_dict(), strict=False)
+    return result.eval()
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The spaces of one attention layer: heads as units, and the bases inside a head."""
+
+    heads: Space
+    inner: tuple[Space, ...]  # query-key and output-value
+
+
+def attention_layers(graph: SpaceGraph) -> list[Heads]:
+    """Attention layers of a traced graph, found by the labels tracing gave their axes."""
+    found = []
+    for space in graph.hidden:
+        if space.name.rpartition(".")[2] == "heads":
+            mine = {axis.parameter for axis in (*space.writers, *space.readers)}
+            inner = [
+                other
+                for other in graph.hidden
+                if other.symmetry in ROTATIONS and mine & {a.parameter for a in (*other.writers, *other.readers)}
+                and other.name.rpartition(".")[2].rstrip(".0123456789") in ("qk", "ov")
+            ]  # fmt: skip
+            found.append(Heads(space, tuple(inner)))
+    return found
+
+
+def align_transformer(
+    source: nn.Module,
+    target: nn.Module,
+    graph: SpaceGraph,
+    probe: Inputs,
+    stream_map: str | StreamMap = "activations",
+) -> TransformerAlignment:
+    """Align two transformers of one architecture, norms already folded (`fold_norms`).
+
+    Args:
+        stream_map: of rotation-symmetric spaces: "activations" or "weights" (Procrustes), "permutation" (the best
+            assignment), or a function of the space that returns its map (feature plans).
+
+    Heads are matched by their query-key and output-value products, other spaces by pre-activations on the probe.
+    """
+    layers = attention_layers(graph)
+    inner = {space.name for layer in layers for space in layer.inner}
+    by_head = {layer.heads.name for layer in layers}
+    maps: dict[str, SpaceMap] = {}
+    for space in graph.hidden:
+        if space.name in inner or space.name in by_head:
+            continue
+        if space.symmetry in ROTATIONS:
+            maps[space.name] = _stream_map(stream_map, source, target, graph, space, probe)
+        else:
+            maps[space.name] = _unit_map(source, target, space, probe)
+    gauged = copy.deepcopy(source)
+    state = {name: tensor.clone() for name, tensor in gauged.state_dict().items()}
+    for layer in layers:
+        maps[layer.heads.name] = _match_heads(layer, graph, maps, state, target.state_dict())
+        for space in layer.inner:
+            maps[space.name] = replace(SpaceMap.identity(space.size), symmetry=Symmetry.ORTHOGONAL)
+    gauged.load_state_dict(state)
+    return TransformerAlignment(gauged, Alignment(maps))
+
+
+def _stream_map(
+    kind: str | StreamMap, source: nn.Module, target: nn.Module, graph: SpaceGraph, space: Space, probe: Inputs
+) -> SpaceMap:
+    if callable(kind):
+        return kind(space)
+    if kind == "activations":
+        return procrustes_activations(source, target, space, probe)
+    if kind == "weights":
+        return procrustes_weights(source, target, graph, space)
+    if kind == "permutation":
+        return SpaceMap.from_plan(solve(stream_moments(source, target, space, probe).squared_distances.sqrt()))
+    raise BadOption(f"unknown stream map '{kind}'; choices: activations, weights, permutation, or a function")
+
+
+def _unit_map(source: nn.Module, target: nn.Module, space: Space, probe: Inputs) -> SpaceMap:
+    moment = cross_moments(source, target, probe, [pre_site(space)])[0]
+    return SpaceMap.from_plan(solve(moment.squared_distances.sqrt(), method="exact"))
+
+
+def _match_heads(
+    layer: Heads,
+    graph: SpaceGraph,
+    maps: dict[str, SpaceMap],
+    state: dict[str, torch.Tensor],
+    target: dict[str, torch.Tensor],
+) -> SpaceMap:
+    """Match heads by their products, then turn the source's heads (in `state`) into the basis of their partners."""
+    pieces = pieces_of(graph, maps)
+    theirs = {space.name: list(_tensors(layer, space, target)) for space in layer.inner}
+    moved = {name: moved_tensor(tensor, name, pieces) for name, tensor in state.items()}
+    mine = {space.name: list(_tensors(layer, space, moved)) for space in layer.inner}
+    similarity: Any = 0
+    for space in layer.inner:
+        a, b = (torch.cat([block for _, _, block in side[space.name]], 2) for side in (mine, theirs))
+        cross = torch.einsum("hdf,kef->hkde", a, b)  # what the best rotation between two heads can reach
+        scale = a.flatten(1).norm(dim=1)[:, None] * b.flatten(1).norm(dim=1)
+        similarity = similarity + torch.linalg.svdvals(cross).sum(-1) / scale.clamp_min(1e-30)
+    found = SpaceMap.from_plan(solve((similarity.max() - similarity).contiguous(), method="exact"))
+    partner = found.out.argmax(0)
+    for space in layer.inner:
+        a, b = (torch.cat([block for _, _, block in side[space.name]], 2) for side in (mine, theirs))
+        turns = torch.stack([polar(b[partner[h]] @ a[h].T).out for h in range(len(a))]).double()
+        for name, axes, block in _tensors(layer, space, state):
+            _write_heads(state[name], axes, layer.heads.size, space.size, torch.einsum("hde,hef->hdf", turns, block))
+    return found
+
+
+def _tensors(
+    layer: Heads, space: Space, state: dict[str, torch.Tensor]
+) -> Iterator[tuple[str, tuple[Axis, Axis], torch.Tensor]]:
+    """Tensors that hold a head-internal basis, as `[heads, width, features]` float64."""
+    head_axes = (*layer.heads.writers, *layer.heads.readers)
+    for axis in (*space.writers, *space.readers):
+        same = [
+            h for h in head_axes if h.parameter == axis.parameter and (h.dim != axis.dim or h.offset == axis.offset)
+        ]
+        if same:
+            yield (
+                axis.parameter,
+                (same[0], axis),
+                _view(state[axis.parameter], same[0], axis, layer.heads.size, space.size),
+            )
+
+
+def _view(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:
+    if heads.dim == width.dim:
+        part = tensor.movedim(heads.dim, 0)[heads.offset : heads.offset + count * size]
+        return part.reshape(count, size, -1).double()
+    return tensor.movedim((heads.dim, width.dim), (0, 1)).reshape(count, size, -1).double()
+
+
+def _write_heads(tensor: torch.Tensor, axes: tuple[Axis, Axis], count: int, size: int, values: torch.Tensor) -> None:
+    heads, width = axes
+    if heads.dim == width.dim:
+        part = tensor.movedim(heads.dim, 0)[heads.offset : heads.offset + count * size]
+    else:
+        part = tensor.movedim((heads.dim, width.dim), (0, 1))
+    part.copy_(values.reshape(part.shape).to(tensor.dtype))
+
+
+def align_softly(
+    source: nn.Module, target: nn.Module, graph: SpaceGraph, probe: Inputs, epsilon: float = 0.05
+) -> Alignment:
+    """Soft alignment of every space by entropic transport on activations (Imfeld et al. 2024, transformer fusion).
+
+    Each space gets the pair `diag(1/b) T^T`, `diag(1/a) T` of its Sinkhorn plan; nothing is kept exact.
+    `epsilon` is relative to the mean cost.
+    """
+    maps, plans = {}, {}
+    for space in graph.hidden:
+        moment = cross_moments(source, target, probe, [post_site(space)])[0]
+        cost = moment.squared_distances.sqrt()
+        plans[space.name] = solve(cost, method="sinkhorn", eps=epsilon)
+        maps[space.name] = SpaceMap.from_plan(plans[space.name])
+    return Alignment(maps, plans)
