@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featalign.config import CONTRASTS, DEFAULT_METHODS, RunConfig, mixing_weights
+from featalign.config import DEFAULT_METHODS, RunConfig
 from featalign.errors import ArchitectureMismatch, BadOption, ProbeError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def compare(
     probe: Any,
     evaluate: tuple[torch.Tensor, torch.Tensor],
     methods: Sequence[str] = DEFAULT_METHODS,
-    mixing: float = 0.5,
+    mixing: float | None = None,
     data: Sequence[torch.Tensor] | None = None,
     augment: str = "none",
     augmented: int = 10_000,
@@ -48,7 +48,7 @@ def compare(
         probe: unlabelled inputs `[samples, ...]` (or a loader, which is gathered) that all clients may see.
         evaluate: `(inputs, labels)` for accuracy; never used to fit anything.
         methods: registered names, `fa.fuse.METHODS.names()`.
-        mixing: weight of the first client; the others share the rest equally.
+        mixing: weight of the first client, the others sharing the rest; None means equal weights.
         data: the inputs on which each client's dictionaries are trained; the probe when not given.
         augment, augmented: recipe and size of the probe's extension, 'shift-mix' for images, 'gaussian', or 'none'.
         class_counts: `[clients, classes]` label counts, if the server may know them.
@@ -183,9 +183,8 @@ def _problem(config: RunConfig, trial: Trial, probe: torch.Tensor, refit_inputs:
         if not torch.isfinite(probe).all():
             raise ProbeError(f"the probe {list(probe.shape)} holds NaN or infinity; drop those samples")
     graphs = tuple(SpaceGraph.trace(client, probe[:2]) for client in trial.clients)
-    weights = mixing_weights(config.mixing, len(trial.clients))
     return FusionProblem(
-        trial.clients, graphs, probe, refit_inputs, weights, len(trial.clients) - 1,
+        trial.clients, graphs, probe, refit_inputs, config.weights, len(trial.clients) - 1,
         class_counts=trial.class_counts, seed=trial.seed,
     )  # fmt: skip
 
@@ -283,4 +282,4 @@ class _Progress:
         self._bar.close()
 
 
-__all__ = ["CONTRASTS", "RunConfig", "compare", "run"]
+__all__ = ["RunConfig", "compare", "run"]

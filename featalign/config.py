@@ -10,8 +10,10 @@ from typing import Any
 
 from featalign.errors import BadOption, CorruptFile
 
-CONTRASTS = ("vanilla", "ot-acts", "ot-wts", "feature-ot", "feature-fold")
-DEFAULT_METHODS = (*CONTRASTS, "feature-reexpress", "zip", "feature-zip")
+DEFAULT_METHODS = (
+    *("vanilla", "ot-acts", "ot-wts", "feature-ot", "feature-fold"),
+    *("feature-reexpress", "zip", "feature-zip"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class RunConfig:
         probe: unlabelled training inputs shared by all clients.
         augment: recipe that extends the probe for the refit and the feature matching: shift-mix, gaussian or none.
         augmented: number of inputs after augmentation.
-        mixing: weight of the first client in the headline table; the others share the rest equally.
+        mixing: weight of the first client in the headline table, the others sharing the rest; None means equal weights.
         methods: registered names.
         head: target of the output layer in the refit: log-mixture, mean-logits or none.
         class_counts: let the mixture weigh clients by their label counts per class.
@@ -53,7 +55,7 @@ class RunConfig:
     probe: int = 400
     augment: str = "shift-mix"
     augmented: int = 10_000
-    mixing: float = 0.5
+    mixing: float | None = None
     methods: tuple[str, ...] = DEFAULT_METHODS
     head: str = "log-mixture"
     class_counts: bool = False
@@ -68,7 +70,9 @@ class RunConfig:
         for name, low in (("clients", 1), ("seeds", 1), ("probe", 1), ("augmented", 1), ("epochs", 0), ("curve", 0)):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
-        if not 0 <= self.mixing <= 1:
+        if self.mixing is None:
+            object.__setattr__(self, "mixing", 1 / self.clients)
+        if not 0 <= self.mixing <= 1:  # type: ignore[operator]
             raise BadOption(f"mixing = {self.mixing}; the weight of the first client lies between 0 and 1")
         if self.ridge <= 0 or self.expansion < 0:
             raise BadOption(f"ridge = {self.ridge}, expansion = {self.expansion}; out of range")
@@ -76,7 +80,7 @@ class RunConfig:
     @property
     def weights(self) -> tuple[float, ...]:
         """Mixing weight of every client."""
-        return mixing_weights(self.mixing, self.clients)
+        return mixing_weights(self.mixing, self.clients)  # type: ignore[arg-type]
 
     @property
     def run_name(self) -> str:
@@ -107,8 +111,8 @@ class RunConfig:
         return cls(**content)
 
     def changed(self, **options: Any) -> RunConfig:
-        """A copy with every option that is not None replaced."""
-        return dataclasses.replace(self, **{name: value for name, value in options.items() if value is not None})
+        """A copy with some options replaced."""
+        return dataclasses.replace(self, **options)
 
 
 def mixing_weights(first: float, clients: int) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from featalign.report.compare import distance
 from featalign.results import CompareResult
 
 COLOURS = {"none": "", "neuron": "red", "feature": "cyan", "pool": "yellow"}
@@ -25,8 +26,9 @@ def comparison_table(result: CompareResult) -> None:
             table.add_row(member["name"], str(member["samples"]), *(str(count) for count in member["counts"]))
         console.print(table)
     config = content["config"]
-    title = f"Accuracy on test data, %: {config['seeds']} seed(s), mixing weight {config['mixing']}, no labels"
-    table = Table("method", "mean", "std", "to best client", "to ensemble", "seconds", title=title)
+    title = f"Accuracy on test data, %: {config['seeds']} seed(s), mixing weight {config['mixing']:.3g}, no labels"
+    table = Table("method", "mean", "std", "vs client", "vs ensemble", "seconds", title=title)
+    table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     kind = ""
@@ -50,6 +52,8 @@ def comparison_table(result: CompareResult) -> None:
             f"{seed['regime']['explanation']}",
             highlight=False,
         )
+    if explanation := distance(content):
+        console.print(explanation, highlight=False)
     if result.folder is not None:
         console.print(f"\nreport        {_shown(result.folder / 'report.html')}", highlight=False, soft_wrap=True)
         console.print(f"results       {_shown(result.folder / 'results.json')}", highlight=False, soft_wrap=True)

@@ -129,7 +129,8 @@ def correlations(matrices: Mapping[str, np.ndarray], space: str) -> go.Figure:
             counts, edges = np.histogram(values, bins=40, range=(0, 1))
             figure.add_bar(
                 x=((edges[1:] + edges[:-1]) / 2).round(4), y=(counts / max(len(values), 1)).round(5), width=1 / 40,
-                marker_color=shade, opacity=0.65, name=label, row=1, col=column, showlegend=column == 1 or key != "null",
+                marker_color=shade, opacity=0.65, name=label, row=1, col=column,
+                showlegend=column == 1 or key != "null",
             )  # fmt: skip
         threshold = float(matrices[f"{space}/{basis}/threshold"][0])
         figure.add_vline(
@@ -165,6 +166,7 @@ def polysemanticity(content: Mapping[str, Any]) -> go.Figure:
         ("unit_selectivity", "units", NEURON, 2),
         ("latent_selectivity", "latents", FEATURE, 2),
         ("unit_selectivity_null", "units, labels shuffled", NULL, 2),
+        ("latent_selectivity_null", "latents, labels shuffled", REFERENCE, 2),
     )
     for key, label, colour, column in keys:
         kept = [(place, entry[key]) for place, entry in rows if entry[key]["count"]]

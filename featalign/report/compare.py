@@ -32,7 +32,7 @@ def compare_page(content: Mapping[str, Any], matrices: Mapping[str, np.ndarray],
 
     drawn = figures(content, matrices)
     config = content["config"]
-    sections = [_headline(content).figure(drawn["accuracy"])]
+    sections = [_headline(content).text(distance(content)).figure(drawn["accuracy"])]
     if "curves" in drawn:
         sections.append(
             Section("Mixing weight")
@@ -108,10 +108,37 @@ def _lead(content: Mapping[str, Any]) -> str:
         parts.append(f"<p>Mean correlation of matched pairs by space: {html.escape('; '.join(matched))}.</p>")
     shown = f"{config['probe']} unlabelled probe inputs, augmentation “{config['augment']}”"
     parts.append(
-        f'<p class="note">{config["seeds"]} seed(s), {shown}, mixing weight {config["mixing"]}, no labels used in '
+        f'<p class="note">{config["seeds"]} seed(s), {shown}, mixing weight {config["mixing"]:.3g}, no labels used in '
         "fusion. All refits see the same inputs.</p>"
     )
     return "".join(parts)
+
+
+def distance(content: Mapping[str, Any]) -> str:
+    """How far the best feature-basis network is from the best one, and what the spaces say about it."""
+    best = best_row(content, "one-shot", "one-shot + refit")
+    feature = best_row(content, "one-shot", "one-shot + refit", basis="feature")
+    if best is None or feature is None or not content["spaces"]:
+        return ""
+    mean = {name: entry["accuracy"]["mean"] for name, entry in content["methods"].items()}
+    if best == feature:
+        opening = f"The best single network, {best}, is a feature-basis one."
+    else:
+        gap = 100 * (mean[best] - mean[feature])
+        opening = f"The best feature-basis network ({feature}) is {gap:.2f} points below the best single one ({best})."
+    parts = []
+    for name, space in content["spaces"].items():
+        shares = {
+            key: [seed["regime"][key] for seed in space["seeds"]] for key in ("permutation", "linear", "features")
+        }
+        explained = {key: float(np.mean(values)) for key, values in shares.items() if None not in values}
+        unmatched = 1 - np.mean([min(seed["feature"]["matched_energy"]) for seed in space["seeds"]])
+        parts.append(
+            f"{name}: matched features explain {explained.get('features', float('nan')):.2f} of the reference's held-out "
+            f"variance, the best permutation {explained['permutation']:.2f}, the best linear map "
+            f"{explained['linear']:.2f}; {100 * unmatched:.0f} % of one client's code energy has no partner"
+        )
+    return opening + " Why: " + "; ".join(parts) + "."
 
 
 def _mean(space: Mapping[str, Any], basis: str) -> float:
@@ -185,9 +212,9 @@ def _over_seeds(space: Mapping[str, Any], key: str) -> tuple[str, str]:
 
 def _polysemanticity(content: Mapping[str, Any]) -> Section:
     return Section("Polysemanticity").text(
-        "Left: how many dictionary features one unit carries, <code>exp(H(r))</code> of the variance shares. Right: "
-        "class selectivity of units and of latents; grey is the same after shuffling labels. Latents above units means that "
-        "features are the more monosemantic basis."
+        "Left: how many dictionary features one unit carries, <code>exp(H(r))</code> of variance shares. Right: "
+        "class selectivity of units and of latents, and both after shuffling labels. Sparse codes are selective by "
+        "chance more often than dense ones: compare each with its own null."
     )
 
 

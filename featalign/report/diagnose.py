@@ -112,8 +112,8 @@ def _quality(content: Mapping[str, Any]) -> Section:
 def _limits(content: Mapping[str, Any]) -> Section:
     facts = content["facts"]
     words = (
-        f"Activations of {facts['samples']} inputs; dictionaries at a default width and sparsity, so counts of features "
-        "are relative to them: read the curves, not one number.",
+        f"Activations of {facts['samples']} inputs; dictionaries at a default width and sparsity, so counts of "
+        "features are relative to them: read the curves, not one number.",
         "What the dictionary leaves unexplained is invisible here.",
         "The control has the same weights in random order, so it keeps the data's own structure; differences from it "
         "are what training did.",

@@ -1,4 +1,4 @@
-"""The main job end to end on digits: the run folder, its rebuild from its own configuration, the user's modules, errors."""
+"""The main job end to end on digits: the run folder, its rebuild from its configuration, own modules, errors."""
 
 import json
 import subprocess
@@ -120,7 +120,9 @@ def own():
 def test_own_modules(own):
     modules, x, y = own
     before = [parameter.clone() for parameter in modules[0].parameters()]
-    result = fa.compare(modules, probe=x[:300], evaluate=(x, y), methods=("vanilla", "ot-acts"), curve=0, progress=False)
+    result = fa.compare(
+        modules, probe=x[:300], evaluate=(x, y), methods=("vanilla", "ot-acts"), curve=0, progress=False
+    )
     frame = result.to_frame()
     assert frame.loc["ot-acts+refit", "accuracy"] > frame.loc["vanilla", "accuracy"]
     assert "ot-acts" in result._repr_html_() and "accuracy" in result.figures
@@ -141,7 +143,7 @@ def test_bad_modules_and_probes_are_named(own):
     deeper = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
     with pytest.raises(FeatalignError, match="architecture"):
         fa.compare([modules[0], deeper], probe=x, **options)
-    with pytest.raises(FeatalignError, match="16 units|24 units"):
+    with pytest.raises(FeatalignError, match=r"16 units|24 units"):
         fa.compare([_trained(3, x, y, (24, 12)), modules[0]], probe=x, **options)
     with pytest.raises(FeatalignError, match="empty"):
         fa.compare(modules, probe=x[:0], **options)
@@ -180,6 +182,7 @@ def test_command_line_errors_are_one_line_and_exit_2(arguments, message, tmp_pat
 
 def test_import_is_light():
     """Heavy libraries are imported by what needs them, not by `import featalign` or `--help`."""
-    probe = "import sys, featalign, featalign.cli; print([m for m in ('torch', 'plotly', 'ot', 'sae_lens') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True)
+    heavy = "('torch', 'plotly', 'ot', 'sae_lens', 'pandas')"
+    code = f"import sys, featalign, featalign.cli; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

@@ -13,7 +13,9 @@ FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    config = RunConfig(seeds=1, epochs=8, probe=120, augmented=600, curve=3, methods=("vanilla", "ot-acts", "feature-ot"))
+    config = RunConfig(
+        seeds=1, epochs=8, probe=120, augmented=600, curve=3, methods=("vanilla", "ot-acts", "feature-ot")
+    )
     return run(config, tmp_path_factory.mktemp("page") / "run", progress=False).folder
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ def network(widths=(12, 16, 8, 5), bias=False, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = []
-        for low, high in zip(widths, widths[1:]):
+        for low, high in pairwise(widths):
             layers += [nn.Linear(low, high, bias=bias), nn.ReLU()]
         return nn.Sequential(*layers[:-1]).eval()
 
@@ -23,7 +25,7 @@ def permuted(module, seed=3):
     linear = [part for part in twin if isinstance(part, nn.Linear)]
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for below, above in zip(linear, linear[1:]):
+        for below, above in pairwise(linear):
             order = torch.randperm(below.out_features, generator=generator)
             below.weight.copy_(below.weight[order])
             if below.bias is not None:
