@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from featalign.errors import BadOption
 from featalign.registry import Registry
 from featalign.transport.costs import GroundCost
@@ -28,13 +30,17 @@ DENSE_LIMIT = 6000 * 6000  # entries of a ground-cost object up to which it is h
 
 @SOLVERS.register("auto")
 def auto(cost: Any, a: Any = None, b: Any = None, **options: Any) -> Plan:
-    """Choose a solver by what is asked and by size.
+    """Choose a solver by what is asked, by size, and by where the cost lies.
 
-    Ground-cost objects of more than `DENSE_LIMIT` entries go to `sparse`; `threshold` or `mass` mean `partial`;
-    everything else is `exact` (which takes assignment or network simplex by shape and masses).
+    A tensor on an accelerator goes to `sinkhorn` there (exact solvers run on the CPU). Ground-cost objects of more than
+    `DENSE_LIMIT` entries go to `sparse`; `threshold` or `mass` mean `partial`; everything else is `exact`, which takes
+    assignment or network simplex by shape and masses. The plan's `reason` says which and why.
     """
-    if not options and not isinstance(cost, GroundCost):
+    if not options and isinstance(cost, np.ndarray):
         return exact(cost, a, b)
+    device = getattr(getattr(cost, "device", None), "type", "cpu")
+    if device != "cpu" and not {"threshold", "mass"} & options.keys():
+        return solve(cost, a, b, "sinkhorn", device=device, **options)
     if isinstance(cost, GroundCost) and cost.shape[0] * cost.shape[1] > DENSE_LIMIT and options.get("mass") is None:
         return solve(cost, a, b, "sparse", **options)
     if options.get("threshold") is not None or options.get("mass") is not None:

@@ -68,6 +68,18 @@ def test_semantic_cost_is_streaming_scale_free_and_a_lower_bound():
             assert cost[i, j] <= exact + 1e-12
 
 
+def test_semantic_cost_by_hand():
+    codes, reference = np.array([[1.0, 0.0], [3.0, 2.0], [0.0, 2.0]]), np.array([[0.0], [4.0], [8.0]])
+    # latent 0: mean 3, variance 3; latent 1: mean 6, variance 4
+    cost = ground_cost("semantic", codes, codes, reference).dense()
+    between = (6 - 3) ** 2 + (2 - 3**0.5) ** 2
+    np.testing.assert_allclose(cost, [[0, between], [between, 0]], atol=1e-12)
+    silent = ground_cost(
+        "semantic", np.zeros((3, 1)), codes, reference
+    ).dense()  # as the whole: mean 4, variance 32 / 3
+    np.testing.assert_allclose(silent[0, 0], 1 + ((32 / 3) ** 0.5 - 3**0.5) ** 2)
+
+
 def test_null_refuses_nineteen_in_twenty_chance_matches():
     a, b = rng.standard_normal((400, 200)), rng.standard_normal((400, 200))
     threshold = null_threshold(ground_cost("correlation", a, b).null(seed=0))

@@ -77,13 +77,14 @@ def test_fixed_barycentre_moves_mass_instead_of_mixing_it(eps):
     assert result.value < np.mean([solve(cost, row, mixture).value for row in masses])
 
 
-def clients(threshold, order):
+def clients(threshold, order, sizes=(30, 24, 27, 20), samples=300, noise=0.5):
     rng = np.random.default_rng(0)
-    base, sizes = rng.standard_normal((300, 30)), (30, 24, 27, 20)
+    base = rng.standard_normal((samples, 30))
     kept = [rng.permutation(30)[:size] for size in sizes]
-    codes = [(base + 0.5 * rng.standard_normal(base.shape))[:, keep] for keep in kept]
+    codes = [(base + noise * rng.standard_normal(base.shape))[:, keep] for keep in kept]
     codes, kept = [codes[k] for k in order], [kept[k] for k in order]
-    costs = {(i, j): ground_cost("correlation", codes[i], codes[j]) for i, j in itertools.combinations(range(4), 2)}
+    pairs = itertools.combinations(range(len(order)), 2)
+    costs = {(i, j): ground_cost("correlation", codes[i], codes[j]) for i, j in pairs}
     return universe(costs, threshold=threshold), kept
 
 
@@ -102,6 +103,28 @@ def test_universe_is_consistent_right_and_independent_of_order(threshold):
     assert again.value == pytest.approx(result.value)
     for i, j in itertools.permutations(range(4), 2):
         assert (again.matching(i, j) != result.matching(order[i], order[j])).nnz == 0
+
+
+def test_universe_pools_evidence_that_no_pair_has_alone():
+    """Units so noisy that matching two clients errs often; seven clients together err less, in any order."""
+    hard = {"threshold": 0.8, "sizes": (30,) * 7, "samples": 25, "noise": 1.0}
+    rng = np.random.default_rng(0)
+    results = {tuple(order): clients(order=order, **hard) for order in (list(range(7)), [3, 0, 6, 1, 5, 2, 4])}
+    (result, kept), (again, _) = results.values()
+    assert again.value == pytest.approx(result.value)
+    order = list(results)[1]
+    for i, j in itertools.combinations(range(7), 2):
+        assert (again.matching(i, j) != result.matching(order[i], order[j])).nnz == 0
+    base = rng.standard_normal((25, 30))
+    [rng.permutation(30) for _ in range(7)]
+    codes = [(base + rng.standard_normal(base.shape))[:, keep] for keep in kept]
+    right = {"universe": [], "pair by pair": []}
+    for i, j in itertools.combinations(range(7), 2):
+        alone = solve(ground_cost("correlation", codes[i], codes[j])).pairs
+        together = np.argwhere(result.matching(i, j).toarray())
+        for name, pairs in (("universe", together), ("pair by pair", alone)):
+            right[name].append((kept[i][pairs[:, 0]] == kept[j][pairs[:, 1]]).sum())
+    assert np.mean(right["universe"]) > 1.1 * np.mean(right["pair by pair"])
 
 
 def test_universe_keeps_what_only_one_client_has():
