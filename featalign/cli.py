@@ -236,7 +236,7 @@ def toy_compare(
 
 @toy.command("sweep")
 def toy_sweep(
-    quick: bool = typer.Option(False, "--quick", help="Nine small settings instead of 32."),
+    quick: bool = typer.Option(False, "--quick", help="Ten small settings instead of 36."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the map here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:

@@ -38,6 +38,7 @@ class ToySettings:
         hidden: 'none' or 'relu'; `tied` decoders.
         split: for words, 'seeds' (all clients see all books) or 'books' (each sees its own).
         width: units of the fused model; None keeps m.
+        seeds, first_seed: repetitions, and the number of the first.
         methods: names in the registry; None takes those that fit.
         steps, sae_steps: of training clients and dictionaries.
     """
@@ -54,6 +55,7 @@ class ToySettings:
     split: str = "seeds"
     width: int | None = None
     seeds: int = 5
+    first_seed: int = 0
     methods: tuple[str, ...] | None = None
     steps: int = 3000
     sae_steps: int | None = None
@@ -298,7 +300,8 @@ def _train_clients(settings: ToySettings, world: _World) -> list[ToyModels]:
     """`[seeds]` batches of `clients` models; shared laws train in one program."""
     found = []
     for index, law in enumerate(world.client_laws):
-        starts = [1000 * seed + (index if settings.independent else 0) for seed in range(settings.seeds)]
+        order = range(settings.first_seed, settings.first_seed + settings.seeds)
+        starts = [1000 * seed + (index if settings.independent else 0) for seed in order]
         found.append(train(world.config, law, starts, world.schedule, data_seed=index))
     return [ToyModels.stack([batch[seed] for batch in found]) for seed in range(settings.seeds)]
 

@@ -28,7 +28,10 @@ DECODES = {
     "missing-features": "union",
 }
 AS_GOOD = 0.9  # a simpler map that explains this share of what the best map explains is preferred
-SOME = 0.1  # explained variance below which two codes have nothing in common
+PRIVILEGED = 0.7  # the same for units against features where a nonlinearity privileges units: only they move exactly
+MOST = 0.5  # explained variance below which averaging along a rotation does harm
+CLEAR = 0.75  # matched correlation from which unmatched latents count as missing, not as badly trained
+SOME = 0.05  # explained variance below which two codes have nothing in common
 MISSING = 0.3  # unmatched share of a client's code energy above which features count as missing
 MINIMUM = 0.3  # correlation below which two latents are not the same feature, whatever the null says
 LARGEST = 4096  # samples used
@@ -125,7 +128,7 @@ def regime(
     if elementwise:
         before = (activations_a if pre is None else pre)[order].double()
         measured["commutation_defect"] = commutation_defect(orthogonal_map(a, b), before)
-    name, explanation = _verdict(measured)
+    name, explanation = _verdict(measured, elementwise)
     recommended = DECODES[name]
     if name == "rotation" and elementwise:
         recommended = DECODES["rearrangement"]
@@ -289,25 +292,28 @@ def _atom_geometry(atoms_a: torch.Tensor, atoms_b: torch.Tensor, scores: np.ndar
     return {"gram_agreement": float(agreement), "atoms_explained": float(nuclear / weight.sum().clamp_min(1e-300)) ** 2}
 
 
-def _verdict(measured: dict[str, Any]) -> tuple[str, str]:
-    """Name and explanation."""
+def _verdict(measured: dict[str, Any], elementwise: bool) -> tuple[str, str]:
+    """Name and explanation; where a nonlinearity follows, rotations are no candidates and units get the benefit."""
     permutation, orthogonal, linear = (measured[key] for key in ("permutation", "orthogonal", "linear"))
     features, matched = measured.get("features"), measured.get("matched")
     best = max(permutation, orthogonal, linear, features or 0.0)
+    rival = linear if features is None else features
     shares = f"permutation {permutation:.2f}, orthogonal {orthogonal:.2f}, linear {linear:.2f}"
     if features is not None:
         shares += f", matched features {features:.2f}"
     if best < SOME:
         return "missing-features", f"nothing carries one code into the other (explained variance: {shares})"
-    if permutation >= AS_GOOD * best:
+    enough = PRIVILEGED * rival if elementwise and features is not None else AS_GOOD * max(orthogonal, rival)
+    if permutation >= enough:
         return "permutation", f"units agree one to one (explained variance: {shares})"
-    if matched is not None and min(matched) < 1 - MISSING:
+    trusted = measured.get("feature_correlation") is not None and measured["feature_correlation"] >= CLEAR
+    if matched is not None and trusted and min(matched) < 1 - MISSING:
         lacking = "A" if matched[0] < matched[1] else "B"
         return "missing-features", (
             f"{1 - min(matched):.0%} of client {lacking}'s code energy has no partner in the other"
             f" (explained variance: {shares})"
         )
-    if orthogonal >= AS_GOOD * best:
+    if orthogonal >= AS_GOOD * rival and orthogonal >= MOST:
         return "rotation", f"one orthogonal map carries one code into the other (explained variance: {shares})"
     if features is None:
         remark = "; give dictionaries to tell rearranged features from missing ones"
