@@ -32,10 +32,12 @@ def train_with_sae_lens(
     seed: int,
     metadata: Mapping[str, Any],
     evaluate: Callable[[Any, int], float] | None = None,
+    coefficient: float = 1.0,
 ) -> ReferenceRun:
     """Run `sae_lens.SAETrainer` with the same split, batch size, steps, learning rate and decay.
 
-    Inputs are centred and scaled for it too. `evaluate(sae, step)` is called 40 times per run outside the clock.
+    Inputs are centred and scaled for it too. `evaluate(sae, step)` is called 40 times per run outside the
+    clock. `coefficient` weighs the penalty of relu, jumprelu and gated.
     """
     with contextlib.redirect_stderr(io.StringIO()):
         from sae_lens.config import SAETrainerConfig
@@ -48,7 +50,7 @@ def train_with_sae_lens(
     mean = activations[rows].mean(0)
     scale = float((activations[rows] - mean).pow(2).mean().sqrt())
     x = (activations[rows] - mean) / scale
-    sae = _training_sae(plan, activations.shape[1])
+    sae = _training_sae(plan, activations.shape[1], coefficient)
     samples = plan.steps * plan.batch_size
     config = SAETrainerConfig(
         total_training_samples=samples, train_batch_size_samples=plan.batch_size, lr=plan.lr, lr_end=plan.lr / 1000,
@@ -83,7 +85,7 @@ def _provider(x: torch.Tensor, batch: int, seed: int) -> Iterator[torch.Tensor]:
                 yield x[rows]
 
 
-def _training_sae(plan: Plan, units: int) -> Any:
+def _training_sae(plan: Plan, units: int, coefficient: float) -> Any:
     import sae_lens
     from sae_lens.saes import matryoshka_batchtopk_sae as matryoshka
 
@@ -96,7 +98,13 @@ def _training_sae(plan: Plan, units: int) -> Any:
         widths = sorted({max(1, plan.width // part) for part in (8, 4, 2, 1)})
         config = matryoshka.MatryoshkaBatchTopKTrainingSAEConfig(k=plan.k, matryoshka_widths=widths, **shape)
         return matryoshka.MatryoshkaBatchTopKTrainingSAE(config)
-    raise BadOption(f"architecture '{plan.architecture}' is not run by sae-lens here; choose a top-k one")
+    if plan.architecture == "relu":
+        return sae_lens.StandardTrainingSAE(sae_lens.StandardTrainingSAEConfig(l1_coefficient=coefficient, **shape))
+    if plan.architecture == "gated":
+        return sae_lens.GatedTrainingSAE(sae_lens.GatedTrainingSAEConfig(l1_coefficient=coefficient, **shape))
+    if plan.architecture == "jumprelu":
+        return sae_lens.JumpReLUTrainingSAE(sae_lens.JumpReLUTrainingSAEConfig(l0_coefficient=coefficient, **shape))
+    raise BadOption(f"architecture '{plan.architecture}' has no trainer in sae-lens; use trainer='featalign'")
 
 
 def _denormalised(bare: Dictionary, mean: torch.Tensor, scale: float, metadata: dict[str, Any]) -> Dictionary:

@@ -1,0 +1,169 @@
+"""Training: gradients, recovery, every architecture, seeds, checkpoints, preflight, bad input."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from featalign import dictionaries as fd
+from featalign.bench.sae import planted
+from featalign.dictionaries import products
+from featalign.dictionaries.architectures import ARCHITECTURES
+from featalign.dictionaries.trainer import Plan, Trainer
+from featalign.errors import DictionaryError, NotFinite, SpaceMismatch, UnknownName
+from featalign.measure import match_scores
+
+NAMES = ARCHITECTURES.names()
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return planted(24, 8, 6000, 1.0)
+
+
+def trained(x, architecture, **options):
+    options = {"width": 32, "k": 2, "steps": 200, **options}
+    return fd.train(x, architecture=architecture, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_architecture_explains_and_keeps_its_sparsity(toy, name):
+    found = trained(toy[1], name, steps=800)
+    assert found.quality.explained_variance > (0.2 if name == "transcoder" else 0.5)
+    assert 0.5 < found.quality.l0 < 4
+    assert torch.allclose(found.atoms.norm(dim=1), torch.ones(32), atol=1e-4)
+    assert list(found.history["step"]) == sorted(found.history["step"])
+
+
+def test_topk_recovers_most_of_a_planted_dictionary(toy):
+    found = trained(toy[1], "topk", steps=1500)
+    scores = match_scores(toy[0], found.atoms)
+    assert scores.mcc > 0.95 and scores.null < 0.85
+
+
+@pytest.mark.parametrize("name", ["topk", "relu", "gated", "matryoshka", "batchtopk"])
+def test_written_gradients_equal_autograd(toy, name):
+    x = toy[1][:512]
+    trainer = Trainer(Plan(name, 32, 2, 10, 64, 1e-2), [x], [x], [{}], [0])
+    with torch.no_grad():
+        rows = trainer._rows()[0]
+        batch = trainer.x[0][rows][None]
+        params = {key: value.clone() for key, value in trainer.params.items()}
+        pre = torch.baddbmm(params["b_enc"][:, None], batch, params["encoder"].transpose(1, 2))
+        trainer._dense_gradients(batch, batch, pre)
+    wanted = {key: value.clone().requires_grad_() for key, value in params.items()}
+    pre = torch.baddbmm(wanted["b_enc"][:, None], batch, wanted["encoder"].transpose(1, 2))
+    mask = trainer.arch.activate(pre.detach(), params) > 0
+    if name == "gated":
+        codes = mask * ((pre - wanted["b_enc"][:, None]) * wanted["r_mag"].exp()[:, None] + wanted["b_mag"][:, None])
+    else:
+        codes = pre * mask
+    loss, total = 0.0, wanted["b_dec"][:, None] - batch
+    for part in trainer.arch.groups():
+        total = total + codes[..., part] @ wanted["decoder"][:, part]
+        loss = loss + total.pow(2).sum(2).mean() / batch.shape[2] / len(trainer.arch.groups())
+    if name == "relu":
+        loss = loss + 1e-2 * codes.sum(2).mean()
+    if name == "gated":
+        fixed = pre.relu() @ wanted["decoder"].detach() + wanted["b_dec"].detach()[:, None] - batch
+        loss = loss + fixed.pow(2).sum(2).mean() / batch.shape[2] + 1e-2 * pre.relu().sum(2).mean()
+    loss.backward()
+    for key, value in wanted.items():
+        assert torch.allclose(value.grad, trainer.grads[key], atol=1e-6), key
+
+
+@pytest.mark.skipif(not products.available(), reason="sampled products need a build with MKL")
+def test_sparse_products_equal_dense_ones():
+    torch.manual_seed(0)
+    codes = torch.randn(20, 30).relu() * (torch.rand(20, 30) < 0.2)
+    flat = np.flatnonzero((codes > 0).numpy())
+    active, values = products.Active(flat, (20, 30)), codes.flatten()[torch.from_numpy(flat)]
+    atoms, dense = torch.randn(30, 7), torch.randn(20, 7)
+    assert torch.allclose(active.decode(values, atoms), codes @ atoms, atol=1e-5)
+    assert torch.allclose(active.transposed(values, dense), codes.T @ dense, atol=1e-5)
+    assert torch.allclose(active.sample(dense, atoms), (dense @ atoms.T)[codes > 0], atol=1e-5)
+    assert torch.equal(active.fired, (codes > 0).sum(0))
+
+
+def test_same_seed_same_numbers_and_company_does_not_matter(toy):
+    x = toy[1][:2000]
+    alone = trained(x, "topk", seed=1)
+    beside = fd.train_many([x], seeds=(0, 1), width=32, k=2, steps=200)[0][1]
+    assert torch.equal(alone.W_dec, trained(x, "topk", seed=1).W_dec)
+    assert torch.allclose(alone.W_dec, beside.W_dec, atol=1e-3)
+    assert not torch.allclose(alone.W_dec, trained(x, "topk", seed=2).W_dec)
+
+
+def test_a_killed_run_resumes_to_the_same_dictionary(toy, tmp_path):
+    x, plan = toy[1][:2000], Plan("relu", 32, 2, 100, 128, 1e-2)
+    whole = Trainer(plan, [x], [x], [{}], [0]).run()[0]
+    first = Trainer(plan, [x], [x], [{}], [0])
+    with torch.no_grad():
+        for _ in range(40):
+            first.advance()
+    first._checkpoint(tmp_path / "run.safetensors")
+    resumed = Trainer(plan, [x], [x], [{}], [0]).run(checkpoint=tmp_path / "run.safetensors")[0]
+    assert torch.allclose(whole.W_dec, resumed.W_dec, atol=1e-5)
+    assert not (tmp_path / "run.safetensors").exists()
+    first._checkpoint(tmp_path / "run.safetensors")
+    with pytest.raises(DictionaryError, match="another run"):
+        Trainer(plan, [x**2], [x**2], [{}], [0]).run(checkpoint=tmp_path / "run.safetensors")
+
+
+def test_bad_input_is_named(toy):
+    x, facts = toy[1], {"client": "A", "space": "fc7"}
+    with pytest.raises(DictionaryError, match=r"fc7.*10 samples"):
+        fd.train(x[:10], metadata=facts)
+    with pytest.raises(DictionaryError, match=r"fc7.*dead layer"):
+        fd.train(torch.zeros(100, 8), metadata=facts)
+    with pytest.raises(NotFinite, match="fc7"):
+        fd.train(x[:100] / 0, metadata=facts)
+    with pytest.raises(UnknownName, match="topk"):
+        fd.train(x, architecture="topkk")
+    with pytest.warns(fd.DictionaryWarning, match=r"fc7.*width 5000"):
+        assert fd.train(x[:500], width=5000, k=2, steps=2, metadata=facts).width < 50
+    constant = x[:500].clone()
+    constant[:, 3] = 1.0
+    with pytest.warns(fd.DictionaryWarning, match=r"fc7.*constant \(3\)"):
+        found = fd.train(constant, steps=2, metadata=facts)
+    with pytest.raises(SpaceMismatch, match="fc7"):
+        found.encode(torch.zeros(3, 9))
+
+
+def test_a_transcoder_folds_into_the_layer_and_its_order_does_not_matter():
+    torch.manual_seed(0)
+    first, head = nn.Linear(20, 16), nn.Linear(16, 5)
+    x = torch.randn(4000, 20)
+    with torch.no_grad():
+        pre = first(x)
+        found = fd.train(pre, 64, "transcoder", k=12, steps=600)
+        order = torch.randperm(64)
+        logits = []
+        for basis in (found, found.permuted(order)):
+            weight, bias = first.weight.T @ basis.W_enc, first.bias @ basis.W_enc + basis.b_enc
+            logits.append((x @ weight + bias).relu() @ (basis.W_dec @ head.weight.T) + head(basis.b_dec))
+        through = head(found.decode(found.encode(pre)))
+        truth = head(pre.relu())
+    assert torch.allclose(logits[0], through, atol=1e-4)
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
+    error = (pre.relu() - found.decode(found.encode(pre))).norm(dim=1)
+    assert ((logits[0] - truth).norm(dim=1) <= torch.linalg.matrix_norm(head.weight, 2) * error + 1e-4).all()
+    assert found.reads == "pre" and found.quality.explained_variance > 0.8
+
+
+def test_bases_satisfy_the_protocol_and_explain_what_they_should(toy):
+    x = toy[1][:1500] + 2
+    y = x @ torch.linalg.qr(torch.randn(8, 8)).Q
+    pca, (a, b) = fd.pca(x), fd.cca(x, y)
+    for basis in (pca, fd.ica(x, 4), a, b, fd.random_dictionary(x, 16), *fd.train_joint([x, y], 16, 2, steps=50)):
+        assert isinstance(basis, fd.Basis) and basis.atoms.shape[1] == 8
+    assert torch.allclose(pca.decode(pca.encode(x)), x, atol=1e-4)
+    assert torch.allclose(a.encode(x), b.encode(y), atol=5e-2) or float(a.strength.min()) > 0.99
+    trained_quality = trained(x, "topk").quality.explained_variance
+    assert trained_quality > fd.random_dictionary(x, 32, 2).quality.explained_variance + 0.1
+
+
+def test_sweep_is_along_sparsity_and_its_frontier_rises(toy):
+    found = fd.sweep(toy[1][:2000], ks=(1, 2, 4), widths=(16,), seeds=(0,), steps=100)
+    assert list(found.frame["k"]) == [1, 2, 4]
+    assert found.pareto["explained_variance"].is_monotonic_increasing
