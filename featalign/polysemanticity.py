@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,7 +15,7 @@ from torch import nn
 
 from featalign import measure
 from featalign.diagnosis import LayerDiagnosis, make_cards
-from featalign.dictionaries import Dictionary, assess, random_dictionary, sweep, train_many
+from featalign.dictionaries import Dictionary, DictionaryWarning, assess, random_dictionary, sweep, train_many
 from featalign.errors import FeatalignError, SpaceMismatch
 from featalign.spaces.capture import stream
 from featalign.spaces.graph import Site, Space
@@ -38,6 +40,18 @@ def site_of(space: Space) -> Site:
     site = space.post or space.pre
     assert site is not None
     return site
+
+
+def quiet(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Without dictionary warnings: said once for the layer, they need not be repeated for its sweep and control."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **options: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DictionaryWarning)
+            return function(*args, **options)
+
+    return run
 
 
 def examine(
@@ -66,7 +80,7 @@ def examine(
     shape = {"width": trained[0].width, "k": trained[0].k}
     random = random_dictionary(acts, **shape)
     try:
-        control_basis = train_many([control], seeds=seeds[:1], steps=steps, **shape)[0][0]
+        control_basis = quiet(train_many)([control], seeds=seeds[:1], steps=steps, **shape)[0][0]
     except FeatalignError as error:  # a control layer that died has nothing to compare with
         logger.warning("control of space '%s': %s", space.name, error)
         control_basis = random
@@ -96,7 +110,7 @@ def examine(
     if per_example == 1:
         rivals = [(f"seed {d.metadata['seed']}", d.encode(own)) for d in trained[1:]]
         for name in held.keys() - {"model", "control"}:
-            other = train_many([held[name]], seeds=seeds[:1], steps=steps, **shape)[0][0]
+            other = quiet(train_many)([held[name]], seeds=seeds[:1], steps=steps, **shape)[0][0]
             rivals.append((name, other.encode(held[name][examples])))
         names = labels[examples] if labels is not None else None
         effect = _effect(model, site, trained[0], inputs[:256])
@@ -128,7 +142,7 @@ def _sweep(acts: torch.Tensor, control: torch.Tensor, settings: dict[str, Any]) 
     for name, values, seeds in (("model", acts, settings["seeds"]), ("control", control, settings["seeds"][:1])):
         values = values[:SWEEP_SAMPLES]
         try:
-            found = sweep(values, widths=[units, 2 * units], seeds=seeds, steps=settings["sweep_steps"])
+            found = quiet(sweep)(values, widths=[units, 2 * units], seeds=seeds, steps=settings["sweep_steps"])
         except FeatalignError as error:
             logger.warning("sweep of the %s: %s", name, error)
             continue
