@@ -80,7 +80,7 @@ def entropic(
     coupling, g = result.plan.cpu().numpy(), result.g.cpu().numpy()
     value = float((coupling * cost).sum())
     live = b > 0
-    f = c_transform(cost[:, live], g[live])
+    f = c_transform(cost[:, live], g[live] - g[live].max())  # centred: constant costs then lose no digits
     g = c_transform(cost.T, f)
     reason = f"eps {eps:g} of the cost's range, marginal error {result.errors[-1]:.1e} before rounding"
     bound = dual_value(f, g, a, b, value)

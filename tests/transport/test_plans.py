@@ -146,7 +146,7 @@ def test_unbalanced_bounds(problem, price, divergence):
     scale = np.abs(cost).max() or 1.0
     a, b = masses(rng, cost.shape[0]), masses(rng, cost.shape[1])
     plan = solve(np.abs(cost), a, b, method="unbalanced", price=price * scale, divergence=divergence)
-    assert np.isfinite(plan.dense()).all() and plan.mass > 0
+    assert np.isfinite(plan.dense()).all() and (plan.mass > 0 or divergence == "tv")  # tv may leave all unmatched
     assert plan.lower_bound <= plan.value
     if divergence == "tv":
         assert plan.gap <= 1e-9 * scale
