@@ -219,7 +219,7 @@ def test_planted_pairs_are_found_and_the_rest_stays_unmatched():
 def test_sixteen_thousand_latents_within_memory_and_gap():
     from featalign.bench.transport import _in_own_process
 
-    row = _in_own_process(16384)
+    (row,) = _in_own_process(16384)
     assert row["relative_gap"] <= 0.01
     assert row["recall"] >= 0.97
     assert row["peak_memory_gb"] < 4
