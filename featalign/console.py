@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -20,8 +21,16 @@ def comparison_table(result: CompareResult) -> None:
     if content["clients"][0]:
         counts = content["clients"][0]
         table = Table(
-            "client", "samples", *(str(c) for c in range(len(counts[0]["counts"]))), title="Label counts, seed 0"
+            "client",
+            "samples",
+            *(str(c) for c in range(len(counts[0]["counts"]))),
+            title="Label counts, seed 0",
+            box=SIMPLE,
+            padding=(0, 0),
+            pad_edge=False,
         )
+        for column in table.columns:
+            column.no_wrap, column.justify = True, "right"
         for member in counts:
             table.add_row(member["name"], str(member["samples"]), *(str(count) for count in member["counts"]))
         console.print(table)

@@ -8,26 +8,10 @@ read; the in-map is the least-squares reading of each client's units from the ch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
 from featalign.errors import BadOption
-
-
-@dataclass(frozen=True)
-class PoolMoments:
-    """Uncentred second moments of a pool of units and of the targets that the next layers compute from them.
-
-    Attributes:
-        gram: `[pool, pool]` float64, `E[u u^T]` of the pool's post-activations.
-        cross: `[pool, targets]` float64, `E[u y^T]`.
-        sizes: units contributed by each client, summing to the pool.
-    """
-
-    gram: torch.Tensor
-    cross: torch.Tensor
-    sizes: tuple[int, ...]
 
 
 def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[int]:
@@ -41,19 +25,20 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
     """
     if count > len(gram):
         raise BadOption(f"cannot choose {count} units from a pool of {len(gram)}; lower the fused width")
-    gram, cross = gram.clone(), cross.clone()
-    initial = gram.diagonal().clone().clamp_min(1e-12)
+    residual, cross = gram.diagonal().clone(), cross.clone()
+    initial = residual.clone().clamp_min(1e-12)
     free = torch.ones(len(gram), dtype=torch.bool)
+    factor = gram.new_zeros(len(gram), count)  # pivoted Cholesky: the deflated Gram matrix is never formed
     chosen: list[int] = []
-    for _ in range(count):
-        residual = gram.diagonal().clone()
+    for step in range(count):
         usable = free & (residual > 1e-7 * initial)
         if usable.any():
             gain = cross.pow(2).sum(1) / residual.clamp_min(1e-12)
             best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())
-            direction = gram[:, best] / residual[best]
-            cross -= torch.outer(direction, cross[best].clone())
-            gram -= torch.outer(direction, gram[best].clone())
+            column = gram[:, best] - factor[:, :step] @ factor[best, :step]
+            factor[:, step] = column / residual[best].sqrt()
+            cross -= torch.outer(factor[:, step], cross[best] / residual[best].sqrt())
+            residual -= factor[:, step].square()
         else:
             best = int(torch.where(free, initial, torch.full_like(initial, -1.0)).argmax())
         free[best] = False

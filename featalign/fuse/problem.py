@@ -108,6 +108,7 @@ class ActivationMemory:
         self.kept: list[tuple[torch.Tensor, list[Held], list[torch.Tensor]]] | None = None
         self.matches: dict[tuple[int, str], FeatureMatch] = {}
         self.proposals: dict[str, Any] = {}
+        self.grams: dict[tuple[str, str], torch.Tensor] = {}
 
     def batches(self, problem: FusionProblem) -> Iterator[tuple[torch.Tensor, list[Held], list[torch.Tensor]]]:
         """See `FusionProblem.activations`."""

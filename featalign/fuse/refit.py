@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from featalign.align.maps import Alignment
-from featalign.errors import SpaceMismatch
 from featalign.fuse.head import HEADS
 from featalign.fuse.problem import FusionProblem, Held
 from featalign.fuse.repair import re_estimate
@@ -74,19 +73,16 @@ def refit(
         head: name in `HEADS` of the target of layers that write the output, or "none" to keep the rule's target.
 
     Convolutions are refitted on their patches; running statistics of batch normalisations are estimated again after
-    every layer, because targets that average units vary less than the units did. Raises `SpaceMismatch` for affine
-    layers without a matrix form and for those that fill only a part of what they write (packed projections).
+    every layer, because targets that average units vary less than the units did. Layers without a matrix form, and
+    those whose outputs fill several spaces (the heads of an attention layer), keep the rule's weights.
     """
     modules = dict(fused.named_modules())
     spaces = {space.name: space for space in problem.graph.spaces}
     fits = []
     for layer in problem.graph.layers:
         module = modules[layer.module]
-        if len(affine.matrix(module)) != spaces[layer.writes].size:
-            raise SpaceMismatch(
-                f"layer '{layer.module}' writes more than space '{layer.writes}'; refit wants one space per layer, "
-                "fuse without it (refit=False)"
-            )
+        if not affine.is_affine(module) or len(affine.matrix(module)) != spaces[layer.writes].size:
+            continue
         writes_output = spaces[layer.writes].pinned
         if spaces[layer.reads].pinned and exact_first and not writes_output:
             continue

@@ -45,7 +45,7 @@ class Chosen:
 @fusion_method("zip", basis="pool", unequal_widths=True, follows_mixing=True)
 def zip_neurons(problem: FusionProblem) -> Proposal:
     """Union of all clients' units reduced to the original width by column-subset selection."""
-    chosen, moments = choose_units(problem, neuron_units)
+    chosen, moments = choose_units(problem, neuron_units, "neurons")
     alignments = []
     for k, weight in enumerate(problem.mixing):
         maps = {}
@@ -73,7 +73,7 @@ def zip_features(problem: FusionProblem) -> Proposal:
         basis = bases[client]
         return held[pre_site(space)] @ basis.W_enc + basis.b_enc
 
-    chosen, _ = choose_units(problem, latents)
+    chosen, _ = choose_units(problem, latents, "transcoders")
 
     def targets(problem: FusionProblem, layer: Layer, held: Sequence[Held]) -> torch.Tensor:
         space = problem.graph[layer.writes]
@@ -90,14 +90,15 @@ def zip_features(problem: FusionProblem) -> Proposal:
 
 
 def choose_units(
-    problem: FusionProblem, pre_units: PreUnits
+    problem: FusionProblem, pre_units: PreUnits, pool: str
 ) -> tuple[dict[str, Chosen], dict[str, tuple[torch.Tensor, torch.Tensor]]]:
     """Greedy choice per space among the clients' units, against what the next layers read from them.
 
     Targets are the pre-activations of every layer that reads the space, of every client, weighted by the square root of
     its mixing weight; layers that write the output aim at the log-mixture instead. Clients of weight zero are left out.
+    `pool` names the pool, whose Gram matrices are kept for other mixing weights.
     """
-    moments = _pool_moments(problem, pre_units)
+    moments = _pool_moments(problem, pre_units, pool)
     chosen = {}
     for space in problem.graph.hidden:
         gram, cross, sizes = moments[space.name]
@@ -113,9 +114,11 @@ def choose_units(
     return chosen, {name: (gram, cross) for name, (gram, cross, _) in moments.items()}
 
 
-def _pool_moments(problem: FusionProblem, pre_units: PreUnits) -> dict[str, Any]:
+def _pool_moments(problem: FusionProblem, pre_units: PreUnits, name: str) -> dict[str, Any]:
     """Uncentred moments `(gram, cross, sizes)` of the pool of each space, streamed once over the refit inputs."""
     found: dict[str, list[Any]] = {}
+    grams = problem.memory.grams
+    kept = {space.name for space in problem.graph.hidden if (name, space.name) in grams}
     outputs_space = {layer.module for layer in problem.graph.layers if problem.graph[layer.writes].pinned}
     for _, held, outputs in problem.activations():
         for space in problem.graph.hidden:
@@ -129,6 +132,8 @@ def _pool_moments(problem: FusionProblem, pre_units: PreUnits) -> dict[str, Any]
                     wanted += [w**0.5 * h[Site(module)] for w, h in zip(problem.mixing, held) if w > 0]
             pool, target = torch.cat(parts, dim=1), torch.cat(wanted, dim=1)
             entry = found.setdefault(space.name, [0, 0, tuple(part.shape[1] for part in parts)])
-            entry[0] = entry[0] + (pool.T @ pool).double()
+            if space.name not in kept:
+                grams[name, space.name] = grams.get((name, space.name), 0) + (pool.T @ pool).double()
+            entry[0] = grams[name, space.name]
             entry[1] = entry[1] + (pool.T @ target).double()
     return found

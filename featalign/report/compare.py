@@ -134,8 +134,8 @@ def distance(content: Mapping[str, Any]) -> str:
         explained = {key: float(np.mean(values)) for key, values in shares.items() if None not in values}
         unmatched = 1 - np.mean([min(seed["feature"]["matched_energy"]) for seed in space["seeds"]])
         parts.append(
-            f"{name}: matched features explain {explained.get('features', float('nan')):.2f} of the reference's held-out "
-            f"variance, the best permutation {explained['permutation']:.2f}, the best linear map "
+            f"{name}: matched features explain {explained.get('features', float('nan')):.2f} of the reference's "
+            f"held-out variance, the best permutation {explained['permutation']:.2f}, the best linear map "
             f"{explained['linear']:.2f}; {100 * unmatched:.0f} % of one client's code energy has no partner"
         )
     return opening + " Why: " + "; ".join(parts) + "."
