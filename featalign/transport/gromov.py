@@ -39,10 +39,7 @@ def gromov(
 
     Raises `TransportError` on structures that are not square, `BadOption` on alpha outside [0, 1].
     """
-    ca, cb = as_cost(structure_a), as_cost(structure_b)
-    for name, structure in (("structure_a", ca), ("structure_b", cb)):
-        if structure.shape[0] != structure.shape[1]:
-            raise TransportError(f"{name} has shape {structure.shape}; a square matrix is needed")
+    ca, cb = _square(structure_a, "structure_a"), _square(structure_b, "structure_b")
     n, m = len(ca), len(cb)
     if not 0 <= alpha <= 1:
         raise BadOption(f"alpha={alpha!r}: give the share of the structures, from 0 to 1")
@@ -69,6 +66,13 @@ def gromov(
         f"{name}, best of two starts",
         iterations,
     )
+
+
+def _square(structure: Any, name: str) -> np.ndarray:
+    matrix = as_cost(structure)
+    if matrix.shape[0] != matrix.shape[1]:
+        raise TransportError(f"{name} has shape {matrix.shape}; a square matrix is needed")
+    return matrix
 
 
 def gromov_value(ca: np.ndarray, cb: np.ndarray, coupling: np.ndarray) -> float:

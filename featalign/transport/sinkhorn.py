@@ -121,16 +121,7 @@ def sinkhorn(
         spread = flat[0].amax((1, 2)) - flat[0].amin((1, 2))
         scale = torch.where(spread > 0, spread, torch.ones_like(spread))
         state = _State(*(part.detach() for part in flat))
-        stages = [float(eps)]
-        while halving and stages[0] * 2 <= FIRST_EPS:
-            stages.insert(0, stages[0] * 2)
-        for stage in stages:
-            last = stage == stages[-1]
-            state.run(stage * scale, tolerance if last else max(COARSE, tolerance), max_iterations, check_every)
-    if state.errors[-1] > tolerance:
-        log.warning(
-            "sinkhorn stopped at relative marginal error %.2e after %d iterations", state.errors[-1], state.count
-        )
+        state.anneal(float(eps), scale, tolerance, max_iterations, halving, check_every)
     target = eps * scale
     if needs_gradient:
         plan = _Implicit.apply(*flat, state.f, state.g, target)
@@ -159,6 +150,19 @@ class _State:
         """`exp((f + g - C) / eps)`."""
         exponent = self.f[:, :, None] + self.g[:, None, :]
         return exponent.sub_(self.cost).div_(eps[:, None, None]).exp_()
+
+    def anneal(
+        self, eps: float, scale: torch.Tensor, tolerance: float, max_iterations: int, halving: bool, check_every: int
+    ) -> None:
+        """Run at `eps scale`, with `halving` after coarse runs at twice that, four times that, ..."""
+        stages = [eps]
+        while halving and stages[0] * 2 <= FIRST_EPS:
+            stages.insert(0, stages[0] * 2)
+        for stage in stages[:-1]:
+            self.run(stage * scale, max(COARSE, tolerance), max_iterations, check_every)
+        self.run(eps * scale, tolerance, max_iterations, check_every)
+        if self.errors[-1] > tolerance:
+            log.warning("sinkhorn stopped at relative marginal error %.2e, iteration %d", self.errors[-1], self.count)
 
     def log_step(self, eps: torch.Tensor) -> None:
         """One exact update of both duals in the log domain."""
