@@ -109,8 +109,7 @@ def _training_sae(plan: Plan, units: int, coefficient: float) -> Any:
 
 def _denormalised(bare: Dictionary, mean: torch.Tensor, scale: float, metadata: dict[str, Any]) -> Dictionary:
     tensors = dict(bare.tensors)
-    tensors["b_enc"] = tensors["b_enc"] * scale
     tensors["b_dec"] = tensors["b_dec"] * scale + mean
-    if "threshold" in tensors:
-        tensors["threshold"] = tensors["threshold"] * scale
+    for name in {"b_enc", "b_gate", "b_mag", "threshold"} & tensors.keys():
+        tensors[name] = tensors[name] * scale
     return Dictionary(bare.architecture, tensors, bare.k, metadata=metadata)

@@ -80,3 +80,23 @@ def test_training_and_saving_do_not_import_sae_lens():
         "assert 'sae_lens' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sae_lens_evaluates_a_saved_dictionary_and_agrees_on_mcc(tmp_path):
+    from sae_lens import SAE
+    from sae_lens.synthetic.activation_generator import ActivationGenerator
+    from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
+    from sae_lens.synthetic.feature_dictionary import FeatureDictionary
+
+    from featalign.bench.sae import planted
+    from featalign.measure import match_scores
+
+    truth, activations = planted(24, 8, 4000, 1.0)
+    found = fd.train(activations, 32, k=2, steps=400)
+    found.save(tmp_path / "d")
+    features = FeatureDictionary(24, 8, initializer=None)
+    features.feature_vectors.data = truth
+    generator = ActivationGenerator(24, 1 / 24)
+    result = eval_sae_on_synthetic_data(SAE.load_from_disk(tmp_path / "d"), features, generator, 2000, 500)
+    assert result.mcc == pytest.approx(match_scores(truth, found.atoms).mcc, abs=1e-3)
+    assert result.sae_l0 <= 2 and result.explained_variance > 0.5
