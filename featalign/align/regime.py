@@ -54,7 +54,7 @@ class Regime:
         gram_agreement: Pearson correlation of the off-diagonal Gram entries of matched atoms, or None.
         atoms_explained: share of B's matched atoms' energy that the best rotation of A's explains, or None.
         permutation, orthogonal, linear: share of B's variance explained by the best map of each kind, held out:
-            matched units with a slope each; one orthogonal map and one scale; ridge regression.
+            matched units with a positive slope each; one orthogonal map and one scale; ridge regression.
         features: the same for A's matched latents written with B's atoms, or None.
         commutation_defect: `E|relu(Oa) - O relu(a)|^2 / E|O relu(a)|^2` of the orthogonal map where an elementwise
             nonlinearity follows, or None.
@@ -164,11 +164,14 @@ def _map_scores(a: torch.Tensor, b: torch.Tensor, only_units: bool = False) -> d
     for train, held in _folds(len(a)):
         mean_a, mean_b = a[train].mean(0), b[train].mean(0)
         fit_a, fit_b, test_a, test_b = a[train] - mean_a, b[train] - mean_b, a[held] - mean_a, b[held] - mean_b
-        rows, columns = _matched_units(fit_a, fit_b)
+        similarity = _correlation(fit_a, fit_b)
+        rows, columns = _assigned(similarity.abs())
         correlations.append(_pair_correlation(test_a[:, rows], test_b[:, columns]))
         if only_units:
             continue
+        rows, columns = _assigned(similarity)  # a permutation does not negate
         slope = (fit_a[:, rows] * fit_b[:, columns]).sum(0) / fit_a[:, rows].pow(2).sum(0).clamp_min(1e-300)
+        slope = slope.clamp_min(0)
         permuted = torch.zeros_like(test_b)
         permuted[:, columns] = test_a[:, rows] * slope
         errors["permutation"] += float((test_b - permuted).pow(2).sum())
@@ -191,9 +194,9 @@ def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.where(scale > 1e-12, a.T @ b / scale.clamp_min(1e-12), 0.0)
 
 
-def _matched_units(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Units that correlate best, one to one."""
-    rows, columns = linear_sum_assignment(-_correlation(a, b).abs().numpy())
+def _assigned(similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns of the one-to-one pairs of largest total similarity."""
+    rows, columns = linear_sum_assignment(-similarity.numpy())
     return torch.from_numpy(rows), torch.from_numpy(columns)
 
 

@@ -33,16 +33,16 @@ def pack(atoms: torch.Tensor, energy: torch.Tensor, width: int, steps: int = 150
 
 
 def _relaxed(placed: torch.Tensor, share: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
-    """Adam on the sphere."""
-    free = placed.clone().requires_grad_()
-    optimiser = torch.optim.Adam([free], lr=lr)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.02, steps)
-    off = 1 - torch.eye(len(placed), dtype=torch.float64)
-    for _ in range(steps):
-        unit = torch.nn.functional.normalize(free, dim=1)
-        loss = (share[:, None] * ((unit @ unit.T) * off).relu() ** 2).sum() / len(placed)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-    return torch.nn.functional.normalize(free.detach(), dim=1)
+    """Adam along the sphere, the rate falling to zero."""
+    unit, first = placed.clone(), torch.zeros_like(placed)
+    second = torch.zeros_like(placed)
+    for step in range(steps):
+        overlap = (unit @ unit.T).fill_diagonal_(0.0).clamp_min_(0.0) * share[:, None]
+        gradient = (overlap + overlap.T) @ unit
+        gradient -= unit * (gradient * unit).sum(1, keepdim=True)
+        first.lerp_(gradient, 0.1)
+        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        scale = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-8)
+        unit = unit - lr * (1 - step / steps) / (1 - 0.9 ** (step + 1)) * first / scale
+        unit = torch.nn.functional.normalize(unit, dim=1)
+    return unit
