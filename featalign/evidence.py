@@ -124,18 +124,21 @@ def diagnose_spaces(trial: Trial) -> dict[str, SpaceEvidence]:
         sizes = [problem.graphs[k][space.name].size for k in pair]
         neuron = match_features(NeuronBasis(sizes[0]), NeuronBasis(sizes[1]), seen)
         feature = problem.memory.matches.get((0, space.name)) or match_features(bases[pair[0]], bases[pair[1]], seen)
-        on_examples = [held[k][post] for k in pair]
-        codes = [bases[k].encode(held[k][post]) for k in pair]
+        positions = len(held[pair[0]][post]) // len(labels)  # of a convolution or a sequence; one otherwise
+        rows = torch.arange(0, len(held[pair[0]][post]), max(1, positions // 4))
+        on_examples = [held[k][post][rows] for k in pair]
+        codes = [bases[k].encode(acts) for k, acts in zip(pair, on_examples)]
+        row_labels, row_order = labels[rows // positions], order[rows // positions]
         probed = [torch.cat([batch[side] for batch in seen])[:EXAMPLES] for side in (0, 1)]
         diagnosis = regime(probed[0], probed[1], bases[pair[0]], bases[pair[1]], space.symmetry)
         found[space.name] = SpaceEvidence(
             space, neuron, feature, diagnosis.to_dict(),
             {name: entry[space.name] for name, entry in ledgers.items()},
             [
-                _polysemanticity(trial.names[k], on_examples[side], codes[side], bases[k], labels)
+                _polysemanticity(trial.names[k], on_examples[side], codes[side], bases[k], row_labels)
                 for side, k in enumerate(pair)
             ],
-            _browser(feature, codes, labels, order, len(trial.class_names)),
+            _browser(feature, codes, row_labels, row_order, len(trial.class_names)),
         )  # fmt: skip
     return found
 

@@ -148,22 +148,17 @@ class Assembly:
 
     def see(self) -> None:
         """File every module boundary at which a space was seen; modules that run twice are ambiguous."""
-        exact: dict[int, bool] = {}
-        for whole in (True, False):
-            for sighting in self.tracer.sightings:
-                if self.tracer.calls[sighting.module] > 1 or not sighting.module:
+        for sighting in self.tracer.sightings:
+            if self.tracer.calls[sighting.module] > 1 or not sighting.module:
+                continue
+            for k, dim in enumerate(sighting.dims):
+                if k == 0 or dim.node is None:
                     continue
-                for k, dim in enumerate(sighting.dims):
-                    if k == 0 or dim.node is None:
-                        continue
-                    for place in places(dim.node):
-                        draft = self.drafts.get((id(place.leaf),))
-                        if draft is None or (dim.node.root is place.leaf) != whole or not (place.exact or whole):
-                            continue
-                        if whole or not exact.get(id(place.leaf)):
-                            site = self.site(sighting.module, sighting.side, k, len(sighting.dims), place, whole)
-                            draft.sites.append((site, sighting.version))
-                            exact[id(place.leaf)] = exact.get(id(place.leaf), False) or whole
+                for place in places(dim.node):
+                    draft, whole = self.drafts.get((id(place.leaf),)), dim.node.root is place.leaf
+                    if draft is not None and place.exact:
+                        site = self.site(sighting.module, sighting.side, k, len(sighting.dims), place, whole)
+                        draft.sites.append((site, sighting.version))
 
     def site(self, module: str, side: str, dim: int, rank: int, place: Place, whole: bool) -> Site:
         """A site; its dimension is left out where the module's type says it."""
@@ -184,20 +179,28 @@ class Assembly:
         )
 
     def before_and_after(self, draft: Draft) -> tuple[Site | None, Site | None]:
-        """`post` is the last tensor in which the space is seen, `pre` the input of the nonlinearity before it."""
+        """`post` is the last tensor in which the space is seen, `pre` the input of the nonlinearity before it.
+
+        Both have the same positions: where a pooling follows, `post` is the nonlinearity's own output, and where no
+        module shows that, `pre` is `post`.
+        """
         if not draft.sites:
             return None, None
+        rows = {version: self.tracer.entries[version] for _, version in draft.sites}
 
         def first(version: Version) -> Site | None:
             same = [site for site, seen in draft.sites if seen == version]
-            return next((site for site in same if site.side == "out"), same[0] if same else None)
+            return min(same, key=lambda site: (site.size is not None, site.side != "out"), default=None)
 
-        seen = {version for _, version in draft.sites}
         last = draft.sites[-1][1]
-        post = first(last)
-        candidates = [
-            (clock, version)
-            for version, (_, clock) in self.tracer.nonlinear.items()
-            if version in seen and version != last
+        found = [
+            (clock, before, after)
+            for before, (after, clock) in self.tracer.nonlinear.items()
+            if before in rows and before != last
         ]
-        return (first(max(candidates)[1]) if candidates else post), post
+        if not found:
+            return first(last), first(last)
+        _, before, after = max(found)
+        if rows[before] == rows[last]:
+            return first(before), first(last)
+        return (first(before), first(after)) if after in rows else (first(last), first(last))

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from featalign.errors import TraceError
-from featalign.spaces import handlers_layers, handlers_shape  # noqa: F401 - they register themselves
+from featalign.spaces import handlers_layers  # noqa: F401 - registers itself
 from featalign.spaces.axes import Node, unite
 from featalign.spaces.capture import evaluating
 from featalign.spaces.graph import Symmetry
@@ -32,7 +32,9 @@ from featalign.spaces.handlers import (
     leaky,
     pinned_dims,
     power,
+    same,
 )
+from featalign.spaces.handlers_shape import permute, reshape, transpose
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,8 @@ class Tracer(TorchDispatchMode):
         self.roles: dict[Origin, set[str]] = {}
         self.nonlinear: dict[Version, tuple[Version, int]] = {}  # input of a nonlinearity -> result, and when
         self.versions: dict[int, int] = {}
+        self.views: dict[Version, Version] = {}
+        self.entries: dict[Version, int] = {}
         self.sightings: list[Sighting] = []
         self.calls: dict[str, int] = {}
         self.stack: list[str] = []
@@ -129,8 +133,9 @@ class Tracer(TorchDispatchMode):
         return value
 
     def version(self, tensor: torch.Tensor) -> Version:
-        """Identifies the contents of a tensor."""
-        return id(tensor), self.versions.get(id(tensor), 0)
+        """Identifies the contents of a tensor; reshaped views share it."""
+        own = (id(tensor), self.versions.get(id(tensor), 0))
+        return self.views.get(own, own)
 
     def seen_leaves(self) -> set[int]:
         """Ids of the leaves that occur in activations."""
@@ -180,6 +185,10 @@ class Tracer(TorchDispatchMode):
             if in_place:
                 self.versions[id(outs[0])] = self.versions.get(id(outs[0]), 0) + 1
             self.nonlinear.update({version: (self.version(outs[0]), self.clock) for version in seen})
+        if handler in (reshape, permute, transpose, same) and call.name != "neg" and isinstance(outs[0], torch.Tensor):
+            contents = self.version(call.args[0])
+            if contents != (id(outs[0]), self.versions.get(id(outs[0]), 0)):
+                self.views[id(outs[0]), self.versions.get(id(outs[0]), 0)] = contents
         tainted = any(value.tainted for value in known)
         data = any(not value.weight for value in known)
         for out, row in zip(outs, rows, strict=False):
@@ -279,6 +288,7 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors:
             value = self.values.get(id(tensor))
             if value is not None:
+                self.entries[self.version(tensor)] = tensor.numel()
                 self.sightings.append(Sighting(name, side, self.version(tensor), value.dims))
 
 
