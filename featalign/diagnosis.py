@@ -246,28 +246,34 @@ def make_cards(
         for unit in units
         if float(per_unit[unit]) > 0
     ]
-    feature_cards = []
-    for j in features:
-        values = codes[:, j]
-        ranked = values.argsort(descending=True)[: int((values > 0).sum())]
-        places = [int(q * (len(ranked) - 1)) for q in (0.25, 0.5, 0.75, 1.0)] if len(ranked) else []
-        lives = share[j].topk(min(6, share.shape[1])).indices.tolist()
-        feature_cards.append(
-            {
-                "id": j,
-                "density": round(float((values > 0).float().mean()), 4),
-                "inputs": ranked[:SHOWN_INPUTS].tolist(),
-                "spread": [int(ranked[place]) for place in places],
-                "profile": profile[j].tolist() if profile is not None else [],
-                "effect": [round(value, 3) for value in effect(j)] if effect else [],
-                "units": [[u, round(float(share[j, u]), 3)] for u in lives],
-                "partners": [
-                    {"who": name, "latent": int(index[j]), "score": round(float(best[j]), 3)}
-                    for name, (index, best) in partners.items()
-                ],
-            }
-        )
+    feature_cards = [
+        {
+            "id": j,
+            **_firing(codes[:, j]),
+            "profile": profile[j].tolist() if profile is not None else [],
+            "effect": [round(value, 3) for value in effect(j)] if effect else [],
+            "units": [
+                [u, round(float(share[j, u]), 3)] for u in share[j].topk(min(6, share.shape[1])).indices.tolist()
+            ],
+            "partners": [
+                {"who": name, "latent": int(index[j]), "score": round(float(best[j]), 3)}
+                for name, (index, best) in partners.items()
+            ],
+        }
+        for j in features
+    ]
     return {"units": unit_cards, "features": feature_cards}
+
+
+def _firing(values: torch.Tensor) -> dict[str, Any]:
+    """Density of a latent, the samples that drive it most, and samples at the quartiles of its firing."""
+    ranked = values.argsort(descending=True)[: int((values > 0).sum())]
+    places = [int(q * (len(ranked) - 1)) for q in (0.25, 0.5, 0.75, 1.0)] if len(ranked) else []
+    return {
+        "density": round(float((values > 0).float().mean()), 4),
+        "inputs": ranked[:SHOWN_INPUTS].tolist(),
+        "spread": [int(ranked[place]) for place in places],
+    }
 
 
 def _partners(codes: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

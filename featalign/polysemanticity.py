@@ -104,21 +104,31 @@ def examine(
     )  # fmt: skip
     if labels is not None and len(labels) == len(acts):
         _class_measures(found, model, site, acts, inputs, labels)
-    examples = slice(0, EXAMPLES)
-    per_example = len(acts) // len(inputs)
-    own = acts[: EXAMPLES * per_example]
-    if per_example == 1:
-        rivals = [(f"seed {d.metadata['seed']}", d.encode(own)) for d in trained[1:]]
-        for name in held.keys() - {"model", "control"}:
-            other = quiet(train_many)([held[name]], seeds=seeds[:1], steps=steps, **shape)[0][0]
-            rivals.append((name, other.encode(held[name][examples])))
-        names = labels[examples] if labels is not None else None
+    found.cards = {"units": [], "features": []}
+    if len(acts) == len(inputs):  # one row per input; convolutions and token sequences get no cards
+        others = {name: held[name] for name in held if name not in {"model", "control"}}
+        clients = {
+            name: (quiet(train_many)([values], seeds=seeds[:1], steps=steps, **shape)[0][0], values)
+            for name, values in others.items()
+        }
         effect = _effect(model, site, trained[0], inputs[:256])
-        found.cards = make_cards(own, trained[0].encode(own), trained[0], per_unit, names, rivals, effect)
-    else:
-        found.cards = {"units": [], "features": []}
+        found.cards = _cards(found, acts[:EXAMPLES], labels, clients, effect)
     found.cards["shrinkage"] = measure.shrinkage(rows, trained[0].decode(codes))
     return found
+
+
+def _cards(
+    found: LayerDiagnosis,
+    acts: torch.Tensor,
+    labels: torch.Tensor | None,
+    clients: dict[str, tuple[Dictionary, torch.Tensor]],
+    effect: Callable[[int], list[float]] | None,
+) -> dict[str, Any]:
+    rivals = [(f"seed {d.metadata['seed']}", d.encode(acts)) for d in found.dictionaries[1:]]
+    rivals += [(name, basis.encode(values[: len(acts)])) for name, (basis, values) in clients.items()]
+    basis, names = found.dictionaries[0], labels[: len(acts)] if labels is not None else None
+    per_unit = torch.from_numpy(found.per_unit)
+    return make_cards(acts, basis.encode(acts), basis, per_unit, names, rivals, effect)
 
 
 def _with_quality(given: Dictionary, acts: torch.Tensor) -> Dictionary:
