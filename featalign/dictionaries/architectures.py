@@ -169,7 +169,7 @@ class JumpReLU(Architecture):
     """
 
     steered = True
-    ease = 0.5
+    ease = 0.1
 
     @property
     def bandwidth(self) -> float:
