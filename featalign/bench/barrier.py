@@ -28,7 +28,7 @@ class Curve:
         way: how it was aligned.
         shares: weight of the aligned network at each point.
         losses: nats per character on held-out text of both clients.
-        barrier: largest excess over the line between the two ends.
+        barrier: largest excess over the line between the two networks as they were trained.
         midpoint: the loss half way.
         explained: share of the target stream's energy that the stream map explains on the probe.
     """
@@ -138,10 +138,11 @@ def barrier(
     graph = SpaceGraph.trace(target, inputs[:2])
     shares = tuple(k / (points - 1) for k in range(points))
     curves = []
+    ends = [next_token_loss(module, held_out) for module in (target, source)]
     for way in ways:
         state, explained = _aligned(way, source, target, graph, inputs)
         losses = [next_token_loss(_between(target, state, share), held_out) for share in shares]
-        excess = [loss - ((1 - s) * losses[0] + s * losses[-1]) for loss, s in zip(losses, shares)]
+        excess = [loss - ((1 - s) * ends[0] + s * ends[1]) for loss, s in zip(losses, shares)]
         curves.append(Curve(way, shares, tuple(losses), max(excess), losses[len(losses) // 2], explained))
     parents = (next_token_loss(trained[0], held_out), next_token_loss(trained[1], held_out))
     found = {"steps": steps, "probe": probe, "seed": seed, **config.to_dict()}
