@@ -9,9 +9,9 @@ from torch import nn
 
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.errors import SpaceMismatch
-from featalign.spaces.apply import moved
+from featalign.spaces.apply import moved, unit_rows
 from featalign.spaces.capture import Inputs, stream
-from featalign.spaces.graph import Axis, Site, Space, SpaceGraph
+from featalign.spaces.graph import Site, Space, SpaceGraph
 from featalign.spaces.moments import CrossMoments
 from featalign.transport import solve
 from featalign.transport.plan import Plan
@@ -88,7 +88,7 @@ def incoming_rows(
     Running statistics are left out: they describe the data, not the unit.
     """
     rows = [
-        _axis_rows(state[axis.parameter], axis, space.size)
+        unit_rows(state[axis.parameter], axis, space.size)
         for axis in space.writers
         if not axis.parameter.endswith(("running_mean", "running_var"))
     ]
@@ -100,10 +100,3 @@ def incoming_rows(
                     f"{tuple(like[axis.parameter].shape)}; clients must share one architecture"
                 )
     return torch.cat(rows, dim=1)
-
-
-def _axis_rows(tensor: torch.Tensor, axis: Axis, size: int) -> torch.Tensor:
-    """`[size, features]` of the segment of one tensor that belongs to a space."""
-    length = axis.tile * size * axis.repeat
-    segment = tensor.double().movedim(axis.dim, 0)[axis.offset : axis.offset + length]
-    return segment.reshape(axis.tile, size, axis.repeat, -1).movedim(1, 0).reshape(size, -1)

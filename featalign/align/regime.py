@@ -308,7 +308,12 @@ def _verdict(measured: dict[str, Any], elementwise: bool) -> tuple[str, str]:
         return "missing-features", f"nothing carries one code into the other (explained variance: {shares})"
     enough = PRIVILEGED * rival if elementwise and features is not None else AS_GOOD * max(orthogonal, rival)
     if permutation >= enough:
-        return "permutation", f"units agree one to one (explained variance: {shares})"
+        if permutation >= AS_GOOD * max(orthogonal, rival):
+            return "permutation", f"units agree one to one (explained variance: {shares})"
+        return "permutation", (
+            f"units agree only in part, but features no better, and the nonlinearity allows no rotation (explained "
+            f"variance: {shares})"
+        )
     trusted = measured.get("feature_correlation") is not None and measured["feature_correlation"] >= CLEAR
     if matched is not None and trusted and min(matched) < 1 - MISSING:
         lacking = "A" if matched[0] < matched[1] else "B"

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.neuron import pre_site
 from featalign.align.pool import reading_map, select_columns
-from featalign.errors import BadOption
+from featalign.errors import BadOption, SpaceMismatch
 from featalign.fuse.head import log_mixture
 from featalign.fuse.methods import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem, Held
@@ -98,6 +99,7 @@ def choose_units(
     its mixing weight; layers that write the output aim at the log-mixture instead. Clients of weight zero are left out.
     `pool` names the pool, whose Gram matrices are kept for other mixing weights.
     """
+    _require_linear(problem)
     moments = _pool_moments(problem, pre_units, pool)
     chosen = {}
     for space in problem.graph.hidden:
@@ -137,3 +139,14 @@ def _pool_moments(problem: FusionProblem, pre_units: PreUnits, name: str) -> dic
             entry[0] = grams[name, space.name]
             entry[1] = entry[1] + (pool.T @ target).double()
     return found
+
+
+def _require_linear(problem: FusionProblem) -> None:
+    """Raise `SpaceMismatch` for layers whose inputs are not the units themselves (convolutions, attention)."""
+    modules = dict(problem.clients[problem.reference].named_modules())
+    for layer in problem.graph.layers:
+        if not isinstance(modules[layer.module], nn.Linear):
+            raise SpaceMismatch(
+                f"layer '{layer.module}' is a {type(modules[layer.module]).__name__}; unit pools are "
+                "built for chains of Linear layers, leave 'zip' and 'feature-zip' out of methods="
+            )

@@ -160,7 +160,7 @@ def test_bases_satisfy_the_protocol_and_explain_what_they_should(toy):
     assert torch.allclose(pca.decode(pca.encode(x)), x, atol=1e-4)
     assert torch.allclose(a.encode(x), b.encode(y), atol=5e-2) or float(a.strength.min()) > 0.99
     trained_quality = trained(x, "topk").quality.explained_variance
-    assert trained_quality > fd.random_dictionary(x, 32, 2).quality.explained_variance + 0.1
+    assert trained_quality > fd.random_dictionary(x, 32, 2).quality.explained_variance + 0.05
 
 
 def test_sweep_is_along_sparsity_and_its_frontier_rises(toy):
