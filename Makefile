@@ -1,7 +1,7 @@
 # Two commands: `make run` and `make test`. Both set up .venv when it is missing or out of date.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --progress-bar off -c constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt
 
 .PHONY: run test lint types venv clean
 
