@@ -16,6 +16,7 @@ from featalign.spaces.graph import SpaceGraph
 
 VERSION = 1  # raise it when a change to training changes trained dictionaries
 SAMPLES = 20_000  # activations per dictionary; more do not help at these widths
+FEW, FEW_STEPS = 5_000, 500  # below FEW samples this many steps pass over the data a hundred times and more
 
 
 def cached_dictionaries(
@@ -43,6 +44,9 @@ def cached_dictionaries(
         spaces = [space for space in graph.hidden if space.pre is not None]
         identity: dict[str, Any] = {"architecture": architecture, "seed": seed, "expansion": expansion, "k": k}
         identity |= {"client": keys[index] if keys else "", "version": VERSION, "samples": SAMPLES}
+        steps = FEW_STEPS if len(inputs) < FEW else None
+        if steps:
+            identity["steps"] = steps
         folder = storage.cache_folder() / "dictionaries" / storage.fingerprint(identity)
         if keys and folder.is_dir():
             for space in spaces:
@@ -61,6 +65,7 @@ def cached_dictionaries(
                 architecture=architecture,
                 k=k or None,
                 seed=seed,
+                steps=steps,
                 metadata={"client": name, "space": space.name, "hook_name": str(space.post or space.pre)},
                 targets=post if architecture == "transcoder" else None,
             )
