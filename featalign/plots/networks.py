@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 from featalign.plots.style import ACCENT, CATEGORIES, FEATURE, NEURON, NULL, REFERENCE, styled
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from featalign.bench.barrier import BarrierResult
     from featalign.bench.vision import VisionResult
-    from featalign.spaces.graph import SpaceGraph
 
 WAY_COLOURS = {
     "vanilla": NULL,
@@ -75,22 +76,22 @@ def fusion_table(result: VisionResult) -> go.Figure:
     return styled(figure, "One-shot fusion of convolutional networks, equal weights", "", "test accuracy, %", 460)
 
 
-def space_graph(graph: SpaceGraph) -> go.Figure:
-    """The spaces of a network in order: units (length of a bar) and symmetry (colour)."""
+def space_graph(spaces: pd.DataFrame) -> go.Figure:
+    """The spaces of a network (`SpaceGraph.to_frame()`) in order: units (length of a bar) and symmetry (colour)."""
     figure = go.Figure()
     for symmetry, colour in SYMMETRY_COLOURS.items():
-        chosen = [space for space in graph.spaces if space.symmetry.value == symmetry]
-        if chosen:
+        chosen = spaces[spaces["symmetry"] == symmetry]
+        if len(chosen):
             figure.add_bar(
-                y=[space.name for space in chosen],
-                x=[space.size for space in chosen],
+                y=chosen["space"],
+                x=chosen["units"],
                 name=symmetry,
                 orientation="h",
                 marker_color=colour,
-                customdata=[[len(space.writers), len(space.readers)] for space in chosen],
+                customdata=chosen[["writers", "readers"]],
                 hovertemplate="%{y}: %{x} units<br>%{customdata[0]} axes write, %{customdata[1]} read<extra></extra>",
             )
-    order = [space.name for space in graph.spaces]
+    order = list(spaces["space"])
     figure.update_yaxes(categoryorder="array", categoryarray=order[::-1], tickfont={"size": 11})
     figure = styled(figure, "Spaces found by tracing", "units", "", max(260, 90 + 24 * len(order)))
     return figure.update_layout(margin={"l": 260}, barmode="overlay")

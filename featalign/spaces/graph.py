@@ -15,6 +15,8 @@ from torch import nn
 from featalign.errors import SpaceMismatch
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from featalign.spaces.check import Check
 
 
@@ -158,3 +160,13 @@ class SpaceGraph:
     def hidden(self) -> tuple[Space, ...]:
         """The spaces an alignment may move."""
         return tuple(space for space in self.spaces if not space.pinned)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per space: name, units, symmetry, and how many parameter axes write and read it."""
+        import pandas as pd
+
+        rows = [(s.name, s.size, s.symmetry.value, len(s.writers), len(s.readers)) for s in self.spaces]
+        return pd.DataFrame(rows, columns=["space", "units", "symmetry", "writers", "readers"])
+
+    def _repr_html_(self) -> str:
+        return self.to_frame().to_html(index=False)

@@ -17,14 +17,7 @@ from featalign.toy.phase import PhaseDiagram, phase_diagram
 from featalign.toy.training import Schedule, cached, initial, load, save, train
 from featalign.toy.words import Words, word_presence
 
-_PIPELINES = {
-    "compare": "featalign.toy_compare",
-    "ToySettings": "featalign.toy_compare",
-    "sweep": "featalign.toy_sweep",
-    "explained_curve": "featalign.toy_curves",
-    "capacity_curve": "featalign.toy_curves",
-    "words_curve": "featalign.toy_curves",
-}
+_PIPELINES = ("compare", "ToySettings", "sweep", "explained_curve", "capacity_curve", "words_curve")
 
 __all__ = [
     "LEVELS",
@@ -50,7 +43,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _PIPELINES:
-        return getattr(importlib.import_module(_PIPELINES[name]), name)
+        return getattr(importlib.import_module("featalign.toy_fusion"), name)
     raise AttributeError(f"module 'featalign.toy' has no attribute '{name}'")
 
 

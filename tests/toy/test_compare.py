@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from featalign.errors import BadOption, SpaceMismatch, UnknownName
 from featalign.toy import ToyModels
-from featalign.toy_compare import ToySettings, compare
-from featalign.toy_methods import METHODS, ToyProblem
+from featalign.toy_fusion.compare import ToySettings, compare
+from featalign.toy_fusion.methods import METHODS, ToyProblem
 
 FAST = {"n": 12, "m": 5, "density": 0.06, "seeds": 1, "steps": 1200, "sae_steps": 600, "progress": False}
 

@@ -15,7 +15,8 @@ from featalign.registry import Registry
 from featalign.toy.features import Features
 from featalign.toy.models import ToyConfig
 from featalign.toy.training import Schedule, train
-from featalign.toy_compare import ToySettings, compare
+from featalign.toy_fusion.compare import compare
+from featalign.toy_fusion.world import ToySettings
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featalign.toy_compare import ToyResult, ToySettings, compare
+from featalign.toy_fusion.compare import compare
+from featalign.toy_fusion.result import ToyResult
+from featalign.toy_fusion.world import ToySettings
 
 FOLLOWS = {
     "neuron-permutation": "neuron-ot",

@@ -1,0 +1,5 @@
+"""`python -m featalign.cli`."""
+
+from featalign.cli import main
+
+main()

@@ -1,0 +1,139 @@
+"""`featalign bench`: every claim against the library people would use instead, in one run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from featalign.cli.output import print_rows, print_table
+
+bench = typer.Typer(help="Side-by-side benchmarks against the library people would use instead.", no_args_is_help=True)
+
+
+@bench.command("sae")
+def bench_sae(
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quick: bool = typer.Option(False, "--quick", help="Only 64 -> 256, and two architectures."),
+) -> None:
+    """Seconds to one explained variance, and recovery of a planted dictionary, against sae-lens's trainer."""
+    import json
+
+    from featalign.bench.sae import ARCHITECTURES, SHAPES, recovery, speed
+
+    found = {
+        "speed": speed(SHAPES[:1] if quick else SHAPES),
+        "recovery": recovery(ARCHITECTURES[:2] if quick else ARCHITECTURES),
+    }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for rows in found.values():
+        print_table([{key: f"{v:.3g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows])
+
+
+@bench.command("transport")
+def bench_transport(
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quick: bool = typer.Option(False, "--quick", help="Sizes up to 1000 only, no sparse problems."),
+    only: str = typer.Option(None, help="One table: exact, entropic or sparse."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of seconds over size here."),
+) -> None:
+    """Exact, entropic and sparse transport against scipy and POT in the same run."""
+    import json
+
+    from featalign.bench.transport import table_rows, transport_benchmark
+
+    tables = transport_benchmark(quick, only)
+    if figure is not None:
+        from featalign.plots.transport import benchmark
+
+        benchmark(tables["exact"]).write_html(figure, include_plotlyjs=True)
+    if as_json:
+        typer.echo(json.dumps(tables, indent=2))
+    else:
+        print_table(list(table_rows(tables)))
+
+
+@bench.command("toy")
+def bench_toy(
+    steps: int = typer.Option(3000),
+    alone: int = typer.Option(8, help="Models trained one by one for the comparison."),
+) -> None:
+    """400 toy models (n=20, m=5) trained together against one by one, as JSON."""
+    import json
+
+    from featalign.bench.toy import training_benchmark
+
+    typer.echo(json.dumps(training_benchmark(steps=steps, alone=alone), indent=2))
+
+
+@bench.command("step0")
+def bench_step0(
+    model: str = typer.Option("resnet18", metavar="NAME", help="vgg11, resnet20, resnet18 or vit."),
+    width: float = typer.Option(0.125, help="Factor on channel counts."),
+    planted: int = typer.Option(0, metavar="TRIALS", help="Planted permutations of residual MLPs, so many trials."),
+    costs: bool = typer.Option(False, "--costs", help="Seconds and peak memory on a full-size network."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Move a client into another's basis without averaging: it must keep its own accuracy."""
+    from dataclasses import asdict
+
+    from featalign.bench import step0
+
+    rows: list[Any]
+    if costs:
+        rows = [step0.costs(model)]
+    elif planted:
+        rows = step0.planted(trials=planted)
+    else:
+        rows = step0.step0(model, width, progress=not quiet)
+    print_rows([asdict(row) for row in rows], as_json)
+
+
+@bench.command("vision")
+def bench_vision(
+    model: list[str] = typer.Option(["vgg11", "resnet20"], metavar="NAME", help="Architectures."),
+    seeds: int = typer.Option(1, help="Pairs of networks per architecture."),
+    resolution: int = typer.Option(16, help="Pixels a side that CIFAR-10 is averaged down to; 32 keeps it."),
+    probe: int = typer.Option(400, help="Unlabelled pictures for matching, repair and refit."),
+    curve: bool = typer.Option(False, "--curve", help="Also score five mixing weights."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """CIFAR-10 with VGG11 and ResNet20: what one-shot fusion keeps of two networks."""
+    from featalign.bench.vision import vision
+
+    shares = (0.1, 0.3, 0.7, 0.9) if curve else ()
+    result = vision(model, seeds=seeds, resolution=resolution, probe=probe, curve=shares, progress=not quiet)
+    if figure is not None:
+        from featalign.plots.networks import fusion_table
+
+        fusion_table(result).write_html(figure)
+    print_rows(result.to_dict()["rows"] if as_json else result.to_frame().reset_index().to_dict("records"), as_json)
+
+
+@bench.command("barrier")
+def bench_barrier(
+    pair: str = typer.Option("editions", help="editions (modern against First Folio spelling) or seeds."),
+    steps: int = typer.Option(1000, help="Training steps of each transformer."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the curves here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Loss between two character transformers, by the basis in which their weights are interpolated."""
+    from featalign.bench.barrier import barrier
+
+    result = barrier(pair, steps=steps, progress=not quiet)
+    if figure is not None:
+        from featalign.plots.networks import barrier_curves
+
+        barrier_curves(result).write_html(figure)
+    if as_json:
+        print_rows([result.to_dict()], as_json)
+        return
+    print_rows([{k: v for k, v in c.to_dict().items() if k not in ("shares", "losses")} for c in result.curves], False)
+    typer.echo(f"parents {result.parents[0]:.3f} {result.parents[1]:.3f} nats; stream {result.diagnosis}")

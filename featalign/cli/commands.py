@@ -1,0 +1,147 @@
+"""The top-level commands and the entry point, which turns errors into one line and exit status 2."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from featalign.cli.bench import bench
+from featalign.cli.data import data
+from featalign.cli.output import print_table
+from featalign.cli.toy import toy
+from featalign.errors import FeatalignError
+
+app = typer.Typer(
+    name="featalign",
+    help="In which basis do federated clients agree? Sparse dictionaries, optimal transport and fusion of networks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(bench, name="bench")
+app.add_typer(toy, name="toy")
+app.add_typer(data, name="data")
+
+
+@app.command("compare")
+def compare(
+    dataset: str = typer.Option(None, help="Data set: `featalign data list`.  [default: digits]"),
+    folder: str = typer.Option(None, "--from", metavar="FOLDER", help="Your own copy of the data set."),
+    split: str = typer.Option(
+        None, help="special-label, iid, dirichlet, client-dirichlet, shards, quantity.  [default: special-label]"
+    ),
+    special: int = typer.Option(None, help="The label that only client A holds.  [default: 4]"),
+    alpha: float = typer.Option(None, help="Concentration of Dirichlet splits.  [default: 0.5]"),
+    clients: int = typer.Option(None, help="Number of clients.  [default: 2]"),
+    seeds: int = typer.Option(None, metavar="COUNT", help="Repetitions.  [default: 3]"),
+    probe: int = typer.Option(None, help="Unlabelled training inputs shared by all clients.  [default: 400]"),
+    augment: str = typer.Option(None, help="Extension of the probe: shift-mix, gaussian, none.  [default: shift-mix]"),
+    mixing: float = typer.Option(None, help="Weight of the first client.  [default: equal weights]"),
+    methods: str = typer.Option(None, help="Names separated by commas.  [default: all]"),
+    class_counts: bool = typer.Option(None, "--class-counts", help="Let the server weigh clients by label counts."),
+    curve: int = typer.Option(None, help="Points of the mixing-weight curve, 0 for none.  [default: 11]"),
+    config: Path = typer.Option(None, metavar="TOML", help="Start from the config.toml of a run."),
+    out: Path = typer.Option(None, metavar="DIR", help="Write everything below DIR.  [default: reports/ and saes/]"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run folder."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Train clients, align them neuron by neuron and feature by feature, fuse, and write a report page."""
+    from featalign.config import RunConfig
+    from featalign.console import comparison_table
+
+    options = {
+        "dataset": dataset, "folder": folder, "split": split, "special": special, "alpha": alpha, "clients": clients,
+        "seeds": seeds, "probe": probe, "augment": augment, "mixing": mixing, "class_counts": class_counts,
+        "curve": curve, "methods": tuple(methods.replace(" ", "").split(",")) if methods else None,
+    }  # fmt: skip
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = RunConfig.from_toml(config).changed(**given) if config else RunConfig(**given)  # type: ignore[arg-type]
+    from featalign.compare import run
+
+    result = run(chosen, out, overwrite, progress=not quiet)
+    comparison_table(result)
+
+
+@app.command("avot")
+def avot(
+    p: Path = typer.Option(None, "--p", metavar="CSV", help="Importance: columns user,p."),
+    subsets: Path = typer.Option(None, "--subsets", metavar="CSV", help="Law of presence: columns users,q."),
+    relax: float = typer.Option(1.0, help="Exponent from 0 (uniform mean) to 1 (unbiased)."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    experiment: Path = typer.Option(None, metavar="HTML", help="Run FedAVOT against FedAvg; write the figure here."),
+) -> None:
+    """Can the users who show up deliver the importance asked for? Aggregation weights, feasibility, the worst set."""
+    import json
+
+    from featalign.errors import BadOption
+    from featalign.storage import plain
+
+    if experiment is not None:
+        from featalign.bench.avot import RULES, avot_experiment
+        from featalign.plots.transport import avot as figure
+
+        curves = avot_experiment()
+        figure(curves, RULES).write_html(experiment, include_plotlyjs=True)
+        print_table(
+            [
+                {"step": step, **{r: f"{v[k]:.2g}" for r, v in curves.floors.items()}}
+                for k, step in enumerate(curves.steps)
+            ]
+        )
+        return
+    if p is None or subsets is None:
+        raise BadOption("give both --p and --subsets, or --experiment")
+    from featalign.transport.avot_files import avot_report
+
+    report = plain(avot_report(p, subsets, relax))
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    weights = report.pop("weights")
+    print_table([{"": name.replace("_", " "), "value": value} for name, value in report.items() if name != "phat"])
+    print_table(
+        [
+            {"present": " ".join(row["users"]), "weights": " ".join(f"{w:.4g}" for w in row["weights"])}
+            for row in weights
+        ]
+    )
+
+
+@app.command("diagnose")
+def diagnose_command(
+    model: Path = typer.Argument(None, metavar="[MODEL.safetensors]", help="Weights of an MLP client or fused model."),
+    run_folder: Path = typer.Option(None, "--run", metavar="DIR", help="Diagnose client A of a compare run."),
+    dataset: str = typer.Option("digits", help="Where inputs and labels come from: digits, mnist, fashion-mnist."),
+    out: Path = typer.Option(None, metavar="DIR", help="Folder of the page.  [default: reports/diagnose-NAME]"),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing folder."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Is a network polysemantic, layer by layer, beyond what its controls show? Writes a self-contained page."""
+    from featalign.diagnose import run
+
+    found = run(model, run_folder, dataset, out, overwrite, progress=not quiet)
+    for name, layer in found.layers.items():
+        typer.echo(f"{name} ({layer.units} units): {layer.verdict}")
+    typer.echo(f"page: {found.folder}/report.html")
+
+
+def _note(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    """Warnings as one line each, without the place in the code they come from."""
+    typer.secho(f"note: {message}", fg=typer.colors.YELLOW, err=True)
+
+
+def main() -> None:
+    """Entry point: every `FeatalignError` becomes one line on standard error and exit status 2."""
+    warnings.showwarning = _note
+    try:
+        app()
+    except FeatalignError as error:
+        typer.secho(f"{type(error).__name__}: {error}", fg=typer.colors.RED, err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.secho("interrupted; finished clients are cached, run the same command to go on", err=True)
+        sys.exit(130)

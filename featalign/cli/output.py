@@ -1,0 +1,28 @@
+"""How commands print: aligned tables, or JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+
+def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    """Print rows as JSON or as a table with four digits."""
+    import json
+
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        print_table([{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print dictionaries with the same keys as an aligned table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*("yes" if cell is True else "no" if cell is False else str(cell) for cell in row.values()))
+    Console().print(table)
