@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from featalign import storage
 from featalign.dictionaries.dictionary import Dictionary, load
+from featalign.dictionaries.preflight import DictionaryWarning
 from featalign.dictionaries.training import train
 from featalign.spaces.capture import collect
 from featalign.spaces.graph import SpaceGraph
@@ -59,16 +61,18 @@ def cached_dictionaries(
         for space in spaces:
             assert space.pre is not None
             pre, post = held[space.pre], held[space.post or space.pre]
-            trained[space.name] = train(
-                pre if architecture == "transcoder" else post,
-                width=round(expansion * space.size) if expansion else None,
-                architecture=architecture,
-                k=k or None,
-                seed=seed,
-                steps=steps,
-                metadata={"client": name, "space": space.name, "hook_name": str(space.post or space.pre)},
-                targets=post if architecture == "transcoder" else None,
-            )
+            with warnings.catch_warnings():  # a few dead units are routine in a trained ReLU layer
+                warnings.filterwarnings("ignore", ".*units are constant", DictionaryWarning)
+                trained[space.name] = train(
+                    pre if architecture == "transcoder" else post,
+                    width=round(expansion * space.size) if expansion else None,
+                    architecture=architecture,
+                    k=k or None,
+                    seed=seed,
+                    steps=steps,
+                    metadata={"client": name, "space": space.name, "hook_name": str(space.post or space.pre)},
+                    targets=post if architecture == "transcoder" else None,
+                )
             found.setdefault(space.name, []).append(trained[space.name])
         if keys:
             with storage.atomic_folder(folder, overwrite=True) as temporary:
