@@ -105,20 +105,28 @@ def vision(
     seeds: int = 1,
     resolution: int = 16,
     probe: int = 400,
+    augmented: int = 4000,
     curve: Sequence[float] = (),
     progress: bool = True,
 ) -> VisionResult:
     """Train (or load) pairs of networks and fuse each pair by every method, with and without repair and refit.
 
-    The probe is unlabelled training pictures; every method gets the same. `curve` lists further weights of the first
+    The probe is unlabelled training pictures; matching and repair see them as they are, the refit sees `augmented`
+    pictures made of them by shifting and mixing. Every method gets the same. `curve` lists further weights of the first
     parent at which every method is scored with repair and without refit.
     """
     rows: list[VisionRow] = []
     dataset = pictures(resolution=resolution)
     for model in architectures:
         for seed in range(seeds):
-            rows += _pair(model, dataset, methods, seed, probe, curve, progress)
-    config = {"resolution": resolution, "probe": probe, "seeds": seeds, "widths": {m: WIDTHS[m] for m in architectures}}
+            rows += _pair(model, dataset, methods, seed, probe, augmented, curve, progress)
+    config = {
+        "resolution": resolution,
+        "probe": probe,
+        "augmented": augmented,
+        "seeds": seeds,
+        "widths": {m: WIDTHS[m] for m in architectures},
+    }
     return VisionResult(tuple(rows), config)
 
 
@@ -128,18 +136,21 @@ def _pair(
     methods: Sequence[str],
     seed: int,
     probe: int,
+    augmented: int,
     curve: Sequence[float],
     progress: bool,
 ) -> list[VisionRow]:
     """Rows of one pair."""
+    from featalign import data
     from featalign.clients import accuracy
     from featalign.fuse import Ensemble, FusionProblem, fuse
     from featalign.spaces import SpaceGraph
 
     clients = tuple(client.model for client in parents(model, dataset, seed=seed, progress=progress))
-    inputs = dataset.train_inputs[:probe]
+    inputs = data.probe(dataset, probe, seed)
+    refit_inputs = data.augment(inputs, augmented, seed) if augmented else inputs
     graphs = tuple(SpaceGraph.trace(client, inputs[:2]) for client in clients)
-    problem = FusionProblem(clients, graphs, inputs, inputs, (0.5, 0.5), 1, seed=seed)
+    problem = FusionProblem(clients, graphs, inputs, refit_inputs, (0.5, 0.5), 1, seed=seed)
 
     def row(name: str, module: Any, share: float = 0.5, seconds: float = 0.0) -> VisionRow:
         score = accuracy(module, dataset.test_inputs, dataset.test_labels, 1000)

@@ -19,6 +19,7 @@ from featalign.spaces.capture import evaluating, stream
 from featalign.spaces.graph import Site, SpaceGraph
 
 Held = dict[Site, torch.Tensor]
+BATCH_BYTES = 64_000_000  # activations of one client held at a time; patches of convolutions take some ten times more
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,13 @@ class FusionProblem:
             found += [pre_site(space), post_site(space)]
         return list(dict.fromkeys(found))
 
+    @cached_property
+    def batch_size(self) -> int:
+        """Inputs per batch, so that one client's activations at all sites stay within `BATCH_BYTES`; 16 to 2048."""
+        _, held = next(stream(self.clients[self.reference], self.refit_inputs[:2], self.sites))
+        size = sum(tensor.nbytes for tensor in held.values()) // min(2, len(self.refit_inputs))
+        return max(16, min(2048, BATCH_BYTES // max(size, 1)))
+
     def activations(self) -> Iterator[tuple[torch.Tensor, list[Held], list[torch.Tensor]]]:
         """Batches of the refit inputs: `(inputs, activations of each client by site, outputs of each client)`."""
         yield from self.memory.batches(self)
@@ -117,8 +125,9 @@ class ActivationMemory:
             return
         kept: list[tuple[torch.Tensor, list[Held], list[torch.Tensor]]] | None = []
         used = 0
-        streams = [stream(client, problem.refit_inputs, problem.sites) for client in problem.clients]
-        chunks = problem.refit_inputs.split(2048)
+        size = problem.batch_size
+        streams = [stream(client, problem.refit_inputs, problem.sites, size) for client in problem.clients]
+        chunks = problem.refit_inputs.split(size)
         for inputs, *outputs in zip(chunks, *streams):
             batch = (inputs, [held for _, held in outputs], [output for output, _ in outputs])
             used += sum(tensor.nbytes for held in batch[1] for tensor in held.values())
