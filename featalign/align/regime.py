@@ -31,8 +31,9 @@ AS_GOOD = 0.9  # a simpler map that explains this share of what the best map exp
 PRIVILEGED = 0.7  # the same for units against features where a nonlinearity privileges units: only they move exactly
 MOST = 0.5  # explained variance below which averaging along a rotation does harm
 CLEAR = 0.75  # matched correlation from which unmatched latents count as missing, not as badly trained
-SOME = 0.05  # explained variance below which two codes have nothing in common
+SOME = 0.02  # explained variance below which two codes have nothing in common
 MISSING = 0.3  # unmatched share of a client's code energy above which features count as missing
+UNSEEN = 0.1  # drop of a dictionary's explained variance, own data to probe, from which the probe holds unseen features
 MINIMUM = 0.3  # correlation below which two latents are not the same feature, whatever the null says
 LARGEST = 4096  # samples used
 
@@ -51,6 +52,8 @@ class Regime:
         feature_correlation: mean correlation of matched latents, or None without bases; `feature_null` the mean best
             correlation under shuffling.
         matched: share of the code energy of A and of B in matched latents, or None.
+        unseen: for A and B, how much less of the probe's variance its dictionary explains than of its own held-out
+            data, or None: a dictionary knows only what its client saw.
         gram_agreement: Pearson correlation of the off-diagonal Gram entries of matched atoms, or None.
         atoms_explained: share of B's matched atoms' energy that the best rotation of A's explains, or None.
         permutation, orthogonal, linear: share of B's variance explained by the best map of each kind, held out:
@@ -74,6 +77,7 @@ class Regime:
     feature_correlation: float | None = None
     feature_null: float | None = None
     matched: tuple[float, float] | None = None
+    unseen: tuple[float, float] | None = None
     gram_agreement: float | None = None
     atoms_explained: float | None = None
     commutation_defect: float | None = None
@@ -125,6 +129,7 @@ def regime(
     ]
     if basis_a is not None and basis_b is not None:
         measured |= _feature_scores(activations_a[order], activations_b[order], basis_a, basis_b)
+        measured["unseen"] = (_unseen(basis_a, activations_a[order]), _unseen(basis_b, activations_b[order]))
     if elementwise:
         before = (activations_a if pre is None else pre)[order].double()
         measured["commutation_defect"] = commutation_defect(orthogonal_map(a, b), before)
@@ -279,6 +284,17 @@ def _feature_scores(a: torch.Tensor, b: torch.Tensor, basis_a: Basis, basis_b: B
     return scores | {"features": 1 - error / max(total, 1e-300)}
 
 
+def _unseen(basis: Basis, activations: torch.Tensor) -> float:
+    """Explained variance on the client's own held-out data minus that on the probe; 0 for bases without a record."""
+    quality = getattr(basis, "quality", None)
+    if quality is None:
+        return 0.0
+    with torch.no_grad():
+        error = (activations - basis.decode(basis.encode(activations))).pow(2).sum()
+    total = (activations - activations.mean(0)).pow(2).sum().clamp_min(1e-30)
+    return float(quality.explained_variance - (1 - error / total))
+
+
 def _atom_geometry(atoms_a: torch.Tensor, atoms_b: torch.Tensor, scores: np.ndarray) -> dict[str, float]:
     """Gram agreement and the share of matched atoms that a rotation explains; weighted by match quality."""
     if len(atoms_a) < 3:
@@ -320,6 +336,13 @@ def _verdict(measured: dict[str, Any], elementwise: bool) -> tuple[str, str]:
         return "missing-features", (
             f"{1 - min(matched):.0%} of client {lacking}'s code energy has no partner in the other"
             f" (explained variance: {shares})"
+        )
+    if max(measured.get("unseen") or (0.0,)) > UNSEEN:
+        drop = max(measured["unseen"])
+        lacking = "A" if drop == measured["unseen"][0] else "B"
+        return "missing-features", (
+            f"client {lacking}'s dictionary explains {drop:.0%} less of the probe's variance than of its own data: the "
+            f"probe holds features it never saw (explained variance: {shares})"
         )
     if orthogonal >= AS_GOOD * rival and orthogonal >= MOST:
         return "rotation", f"one orthogonal map carries one code into the other (explained variance: {shares})"

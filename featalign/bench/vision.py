@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from featalign.data.datasets import Dataset
 
 WIDTHS = {"vgg11": 0.25, "resnet20": 0.5}
+METHODS = ("vanilla", "ot-acts", "ot-wts", "weight-matching")
+POOLED = (*METHODS, "zip")  # unit pools want a chain of layers, without skips and normalisations
 
 
 def pictures(name: str = "cifar10", resolution: int = 16) -> Dataset:
@@ -101,25 +103,27 @@ VARIANTS = ((False, False), (True, False), (False, True), (True, True))  # repai
 
 def vision(
     architectures: Sequence[str] = ("vgg11", "resnet20"),
-    methods: Sequence[str] = ("vanilla", "ot-acts", "ot-wts", "weight-matching"),
+    methods: Sequence[str] | None = None,
     seeds: int = 1,
     resolution: int = 16,
     probe: int = 400,
-    augmented: int = 4000,
+    augmented: int = 2000,
     curve: Sequence[float] = (),
     progress: bool = True,
 ) -> VisionResult:
     """Train (or load) pairs of networks and fuse each pair by every method, with and without repair and refit.
 
     The probe is unlabelled training pictures; matching and repair see them as they are, the refit sees `augmented`
-    pictures made of them by shifting and mixing. Every method gets the same. `curve` lists further weights of the first
-    parent at which every method is scored with repair and without refit.
+    pictures made of them by shifting and mixing. Every method gets the same; `methods` defaults to all that
+    apply. `curve` lists further weights of the first parent at which every method is scored with repair and without
+    refit.
     """
     rows: list[VisionRow] = []
     dataset = pictures(resolution=resolution)
     for model in architectures:
         for seed in range(seeds):
-            rows += _pair(model, dataset, methods, seed, probe, augmented, curve, progress)
+            chosen = methods or (POOLED if model.startswith("vgg") else METHODS)
+            rows += _pair(model, dataset, chosen, seed, probe, augmented, curve, progress)
     config = {
         "resolution": resolution,
         "probe": probe,

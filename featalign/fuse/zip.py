@@ -19,8 +19,10 @@ from featalign.errors import BadOption, SpaceMismatch
 from featalign.fuse.head import log_mixture
 from featalign.fuse.methods import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem, Held
+from featalign.spaces import affine
 from featalign.spaces.graph import Layer, Site, Space, Symmetry
 
+CHAINS = "unit pools want a chain of Linear and ungrouped Conv layers, leave 'zip' and 'feature-zip' out of methods="
 PreUnits = Callable[[Held, int, Space], torch.Tensor]
 
 
@@ -96,10 +98,12 @@ def choose_units(
     """Greedy choice per space among the clients' units, against what the next layers read from them.
 
     Targets are the pre-activations of every layer that reads the space, of every client, weighted by the square root of
-    its mixing weight; layers that write the output aim at the log-mixture instead. Clients of weight zero are left out.
+    its mixing weight; layers that write the output aim at the log-mixture instead. Where a layer reads patches or
+    flattened positions the targets are the units themselves, weighted by how strongly they are read. Clients of weight
+    zero are left out.
     `pool` names the pool, whose Gram matrices are kept for other mixing weights.
     """
-    _require_linear(problem)
+    _require_chain(problem)
     moments = _pool_moments(problem, pre_units, pool)
     chosen = {}
     for space in problem.graph.hidden:
@@ -122,13 +126,20 @@ def _pool_moments(problem: FusionProblem, pre_units: PreUnits, name: str) -> dic
     grams = problem.memory.grams
     kept = {space.name for space in problem.graph.hidden if (name, space.name) in grams}
     outputs_space = {layer.module for layer in problem.graph.layers if problem.graph[layer.writes].pinned}
+    plain = {layer.module for layer in problem.graph.layers if _reads_units(problem, layer)}
     for _, held, outputs in problem.activations():
         for space in problem.graph.hidden:
             parts = [torch.relu(pre_units(h, k, space)) for k, h in enumerate(held)]
             readers = [layer.module for layer in problem.graph.layers if layer.reads == space.name]
             wanted = []
             for module in readers:
-                if module in outputs_space:
+                if module not in plain:
+                    wanted += [
+                        w**0.5 * read_strength(problem, k, space) * parts[k]
+                        for k, w in enumerate(problem.mixing)
+                        if w > 0
+                    ]
+                elif module in outputs_space:
                     wanted.append(log_mixture(outputs, problem.mixing, problem.class_counts).float())
                 else:
                     wanted += [w**0.5 * h[Site(module)] for w, h in zip(problem.mixing, held) if w > 0]
@@ -141,12 +152,35 @@ def _pool_moments(problem: FusionProblem, pre_units: PreUnits, name: str) -> dic
     return found
 
 
-def _require_linear(problem: FusionProblem) -> None:
-    """Raise `SpaceMismatch` for layers whose inputs are not the units themselves (convolutions, attention)."""
+def _reads_units(problem: FusionProblem, layer: Layer) -> bool:
+    """Whether the layer multiplies the units themselves, not patches or flattened positions of them."""
+    module = problem.clients[problem.reference].get_submodule(layer.module)
+    return isinstance(module, nn.Linear) and module.in_features == problem.graph[layer.reads].size
+
+
+def read_strength(problem: FusionProblem, client: int, space: Space) -> torch.Tensor:
+    """`[n]`: norm of everything that a client's next layers multiply with each of its units."""
+    own = problem.graphs[client][space.name]
+    total = torch.zeros(own.size)
+    for axis in own.readers:
+        tensor = problem.clients[client].get_parameter(axis.parameter).detach().movedim(axis.dim, 0)
+        part = tensor[axis.offset : axis.offset + axis.tile * own.size * axis.repeat]
+        total += part.reshape(axis.tile, own.size, axis.repeat, -1).pow(2).sum((0, 2, 3))
+    return total.sqrt()
+
+
+def _require_chain(problem: FusionProblem) -> None:
+    """Raise `SpaceMismatch` unless every hidden space is written by one Linear or plain convolution, and nothing else.
+
+    A unit taken from a client is a row of one layer; normalisations and skips tie it to units that are not taken.
+    """
     modules = dict(problem.clients[problem.reference].named_modules())
+    writers = [layer.writes for layer in problem.graph.layers]
     for layer in problem.graph.layers:
-        if not isinstance(modules[layer.module], nn.Linear):
-            raise SpaceMismatch(
-                f"layer '{layer.module}' is a {type(modules[layer.module]).__name__}; unit pools are "
-                "built for chains of Linear layers, leave 'zip' and 'feature-zip' out of methods="
-            )
+        module, space = modules[layer.module], problem.graph[layer.writes]
+        kind = type(module).__name__
+        if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or not affine.is_affine(module):
+            raise SpaceMismatch(f"layer '{layer.module}' is a {kind}; {CHAINS}")
+        if not space.pinned and (space.scales or writers.count(space.name) > 1):
+            cause = "a normalisation" if space.scales else "more than one layer"
+            raise SpaceMismatch(f"space '{space.name}' is also written by {cause}; {CHAINS}")

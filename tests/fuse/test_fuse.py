@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from featalign.dictionaries import NeuronBasis
 from featalign.errors import ArchitectureMismatch, BadOption, NotFinite, ProbeError, SpaceMismatch, UnknownName
@@ -138,3 +139,31 @@ def test_a_capture_left_unfinished_keeps_neither_gradients_off_nor_the_mode(prob
     reading = stream(client, probe, problem_of([client, client], probe).sites, batch_size=100)
     next(reading)
     assert torch.is_grad_enabled() and client.training
+
+
+def convolutions(seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 4),
+        ).eval()  # fmt: skip
+
+
+def test_convolutional_units_are_pooled_and_a_network_zipped_with_itself_returns():
+    pictures = torch.randn(300, 2, 6, 6)
+    a, b = convolutions(1), convolutions(2)
+    result = fuse(problem_of([a, a], pictures), "zip", True, head="mean-logits", ridge=1e-6)
+    assert torch.allclose(outputs(result.module, pictures), outputs(a, pictures), atol=2e-3)
+    fused = fuse(problem_of([a, b], pictures), "zip")
+    taken = torch.cat([a[0].weight, b[0].weight]).detach()
+    for unit in fused.module[0].weight:  # every first-layer unit is one client's unit as it was
+        assert (taken - unit).flatten(1).norm(dim=1).min() < 1e-5
+    assert sum(fused.notes["units_from_client"]["0"]) == 6
+
+
+def test_unit_pools_refuse_normalised_and_skipping_networks():
+    pictures = torch.randn(40, 2, 6, 6)
+    network = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)).eval()
+    with pytest.raises(SpaceMismatch, match="unit pools want a chain"):
+        fuse(problem_of([network, network], pictures), "zip")
