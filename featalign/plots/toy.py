@@ -13,6 +13,14 @@ from featalign.plots.style import ACCENT, CATEGORIES, DIVERGING, FEATURE, NEURON
 
 OUTCOMES = {"wins": FEATURE, "ties": NULL, "loses": NEURON}
 PHASE_COLOURS = [[0, "#f1f3f5"], [0.5, ACCENT], [1, FEATURE]]
+CURVE_COLOURS = {
+    "average": NULL,
+    "neuron-ot": NEURON,
+    "procrustes": ACCENT,
+    "procrustes-weights": CATEGORIES[3],
+    "feature-ot": FEATURE,
+    "single": REFERENCE,
+}
 FEATURE_METHODS = {"feature-ot", "union", "universal-dictionary", "feature-orthogonal", "feature-fold"}
 
 
@@ -57,7 +65,10 @@ def phase_map(diagram: Any) -> go.Figure:
 def methods(result: Any) -> go.Figure:
     """Raw and calibrated loss of every method, with joint training and one client as lines."""
     frame = result.to_frame().sort_values("calibrated", ascending=False)
-    colours = [FEATURE if name in FEATURE_METHODS else NEURON for name in frame["method"]]
+    colours = [
+        NULL if name == "random-dictionary" else FEATURE if name in FEATURE_METHODS else NEURON
+        for name in frame["method"]
+    ]
     figure = go.Figure()
     figure.add_bar(
         y=frame["method"], x=frame["raw"], orientation="h", name="raw", marker={"color": "#dfe3e8"}, width=0.8
@@ -75,6 +86,7 @@ def methods(result: Any) -> go.Figure:
             x=float(value), line={"color": REFERENCE, "dash": dash}, annotation_text=label, annotation_position=side
         )
     figure.update_layout(barmode="overlay")
+    figure.update_xaxes(range=[0, min(1.1 * float(frame["raw"].max()), 1.5 * result.zero)])  # worse than nothing: cut
     return styled(figure, "Loss of the fused model", "held-out squared error", height=140 + 28 * len(frame))
 
 
@@ -117,10 +129,10 @@ def words_curve(curve: Any) -> go.Figure:
     figure = go.Figure()
     single = np.array(curve.losses["single"])
     for name, values in curve.losses.items():
-        colour = FEATURE if name in FEATURE_METHODS else REFERENCE if name == "single" else None
+        colour = CURVE_COLOURS.get(name)
         figure.add_scatter(x=curve.widths, y=np.array(values) / single, name=name, line={"color": colour})
     ticks = [f"{m}<br>{verdict['name']}" for m, verdict in zip(curve.widths, curve.regimes)]
-    figure.update_xaxes(tickvals=list(curve.widths), ticktext=ticks)
+    figure.update_xaxes(type="log", tickvals=list(curve.widths), ticktext=ticks, tickangle=0, tickfont={"size": 11})
     return styled(figure, "Words: rotations catch up as units grow", "hidden units, regime", "times one client's error")
 
 

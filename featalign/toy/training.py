@@ -50,6 +50,9 @@ def initial(config: ToyConfig, seeds: Sequence[int]) -> ToyModels:
         ]
     )
     encoder = encoder / config.n**0.5
+    if config.hidden == "relu":  # features are non-negative: a unit that starts against all of them never fires
+        total = encoder.sum(2, keepdim=True)
+        encoder = torch.where(total < 0, -encoder, encoder)
     if config.tied:
         decoder = encoder.mT.contiguous()
     else:
