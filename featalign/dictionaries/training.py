@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from featalign.dictionaries.architectures import ARCHITECTURES
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.trainer import Plan, Trainer, held_out
 from featalign.errors import BadOption, DictionaryError
+from featalign.threads import over_cores
 
 LARGE = 2**18  # encoder entries from which one dictionary is worth several threads
 
@@ -110,26 +110,13 @@ def train_many(
 
 
 def spread(work: Callable[[list[Any]], list[Any]], runs: list[Any], large: bool = False) -> list[Any]:
-    """Results of `work` over contiguous parts of `runs`, one part and one thread per core.
-
-    Products of this size gain little from more threads and stall badly when another process holds a core (40 times
-    slower, seen on two cores). A single large dictionary keeps torch's own threads.
-    """
+    """Results of `work` over contiguous parts of `runs`, one part per core; one large dictionary keeps all threads."""
     threads = torch.get_num_threads()
     workers = min(threads, len(runs))
     if threads == 1 or (large and workers == 1):
         return work(runs)
     parts = [runs[len(runs) * i // workers : len(runs) * (i + 1) // workers] for i in range(workers)]
-
-    def alone(part: list[Any]) -> list[Any]:
-        torch.set_num_threads(1)
-        return work(part)
-
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            return [result for results in pool.map(alone, parts) for result in results]
-    finally:
-        torch.set_num_threads(threads)
+    return [result for results in over_cores(work, parts) for result in results]
 
 
 def resolve(

@@ -12,11 +12,14 @@ import torch
 
 from featalign import storage
 from featalign.errors import BadOption, SpaceMismatch
+from featalign.threads import over_cores
 from featalign.toy.features import Features
 from featalign.toy.models import ToyConfig, ToyModels
 
 log = logging.getLogger(__name__)
 Batches = Callable[[int, torch.Generator], torch.Tensor]
+CHUNK = 2**18  # floats of one batch for the models of one program: beyond the cache they only wait for memory
+SEED_STRIDE = 104_729  # between the batches of laws that are trained in different programs
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -91,8 +94,24 @@ def train(
     if len(models) != len(several) * len(seeds):
         raise SpaceMismatch(f"start holds {len(models)} models for {len(several)} laws and {len(seeds)} seeds")
     weights = _importance(several, config.n, importance)
-    program = _Program(models, weights.repeat_interleave(len(seeds), 0), schedule)
-    return program.run(_batches(several, data_seed), len(seeds), progress)
+    size = max(1, CHUNK // (schedule.batch_size * config.n))  # models in one program
+    whole = max(1, size // len(seeds))  # laws in one program, if all models of a law fit
+    parts = [
+        (range(law, min(law + whole, len(several))), range(first, min(first + size, len(seeds))))
+        for law in range(0, len(several), whole)
+        for first in range(0, len(seeds), size)
+    ]
+
+    def work(part: tuple[range, range]) -> ToyModels:
+        chosen, copies = part
+        rows = [law * len(seeds) + copy for law in chosen for copy in copies]
+        program = _Program(models[rows], weights[list(chosen)].repeat_interleave(len(copies), 0), schedule)
+        batches = _batches([several[law] for law in chosen], data_seed + SEED_STRIDE * chosen.start)
+        return program.run(batches, len(copies), progress and part == parts[0])
+
+    found = over_cores(work, parts)
+    order = [law * len(seeds) + copy for chosen, copies in parts for law in chosen for copy in copies]
+    return ToyModels.stack(found)[torch.tensor(order).argsort().tolist()]
 
 
 def _batches(laws: Sequence[Features | Batches], data_seed: int) -> Callable[[int], torch.Tensor]:
@@ -124,8 +143,7 @@ class _Program:
 
     def __init__(self, models: ToyModels, importance: torch.Tensor, schedule: Schedule):
         self.config, self.schedule = models.config, schedule
-        self.importance = importance[:, None]  # [M, 1, n]
-        self.uniform = bool((importance == 1).all())
+        self.root = None if bool((importance == 1).all()) else importance[:, None].sqrt()  # [M, 1, n]
         self.params = {"encoder": models.encoder.clone(), "bias": models.bias[:, None].clone()}
         if not self.config.tied:
             self.params["decoder"] = models.decoder.clone()
@@ -164,13 +182,15 @@ class _Program:
         decoder = encoder.mT if self.config.tied else self.params["decoder"]
         pre = x @ encoder.mT
         hidden = pre.relu() if self.config.hidden == "relu" else pre
-        out = torch.baddbmm(bias, hidden, decoder.mT)
-        error = (out.relu() if self.config.output == "relu" else out) - x
-        delta = error if self.uniform else error * self.importance
-        self.watch.mul_(0.99).add_((delta * error).sum((1, 2)), alpha=0.01 / x.shape[1])
-        if self.config.output == "relu":
-            delta = delta * (out > 0)
-        delta = delta * (2 / x.shape[1])
+        error = torch.baddbmm(bias, hidden, decoder.mT)  # in place from here on: temporaries of this size cost most
+        on = (error > 0) if self.config.output == "relu" else None
+        error = (error if on is None else error.relu_()).sub_(x)
+        root = error if self.root is None else error * self.root
+        self.watch.mul_(0.99).add_(torch.linalg.vector_norm(root, dim=(1, 2)) ** 2, alpha=0.01 / x.shape[1])
+        delta = error if self.root is None else root.mul_(self.root)
+        if on is not None:
+            delta.mul_(on)
+        delta.mul_(2 / x.shape[1])
         dhidden = delta @ decoder
         if self.config.hidden == "relu":
             dhidden = dhidden * (pre > 0)
