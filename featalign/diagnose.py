@@ -27,7 +27,7 @@ def diagnose(
     seeds: Sequence[int] = (0, 1),
     class_names: Sequence[str] = (),
     steps: int | None = None,
-    sweep_steps: int = 250,
+    sweep_steps: int = 150,
     title: str = "model",
     out: Path | str | None = None,
     overwrite: bool = False,
@@ -41,7 +41,8 @@ def diagnose(
         dictionaries: dictionaries to diagnose instead of the first seed's, by space.
         partners: other clients of the same architecture, whose matching features appear on the cards.
         seeds: of the dictionaries; two at least, so that their agreement is measured.
-        steps, sweep_steps: of training; None takes the default.
+        steps: of training; None takes the default.
+        sweep_steps: of each of the smaller trainings along width and sparsity.
         out: folder to write the page into.
 
     The control is the same network with the entries of each weight tensor shuffled: what it shows too is no evidence

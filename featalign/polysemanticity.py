@@ -15,7 +15,15 @@ from torch import nn
 
 from featalign import measure
 from featalign.diagnosis import LayerDiagnosis, make_cards
-from featalign.dictionaries import Dictionary, DictionaryWarning, assess, random_dictionary, sweep, train_many
+from featalign.dictionaries import (
+    Dictionary,
+    DictionaryWarning,
+    assess,
+    preflight,
+    random_dictionary,
+    sweep,
+    train_many,
+)
 from featalign.errors import FeatalignError, SpaceMismatch
 from featalign.spaces.capture import stream
 from featalign.spaces.graph import Site, Space
@@ -79,11 +87,10 @@ def examine(
         trained = [_with_quality(given, acts), *trained[1:]]
     shape = {"width": trained[0].width, "k": trained[0].k}
     random = random_dictionary(acts, **shape)
-    try:
-        control_basis = quiet(train_many)([control], seeds=seeds[:1], steps=steps, **shape)[0][0]
-    except FeatalignError as error:  # a control layer that died has nothing to compare with
-        logger.warning("control of space '%s': %s", space.name, error)
-        control_basis = random
+    per_input = len(acts) == len(inputs)  # one row per input; convolutions and token sequences get no cards
+    clients = {name: held[name] for name in held if name not in {"model", "control"} and per_input}
+    bases = _counterparts({"control": control, **clients}, seed=seeds[0], steps=steps, **shape)
+    control_basis = bases.get("control", random)
     rows = acts[:: max(1, len(acts) // 8000)]
     codes = trained[0].encode(rows)
     control_rows = control[:: max(1, len(control) // 8000)]
@@ -105,16 +112,26 @@ def examine(
     if labels is not None and len(labels) == len(acts):
         _class_measures(found, model, site, acts, inputs, labels)
     found.cards = {"units": [], "features": []}
-    if len(acts) == len(inputs):  # one row per input; convolutions and token sequences get no cards
-        others = {name: held[name] for name in held if name not in {"model", "control"}}
-        clients = {
-            name: (quiet(train_many)([values], seeds=seeds[:1], steps=steps, **shape)[0][0], values)
-            for name, values in others.items()
-        }
+    if per_input:
         effect = _effect(model, site, trained[0], inputs[:256])
-        found.cards = _cards(found, acts[:EXAMPLES], labels, clients, effect)
+        partners = {name: (bases[name], values) for name, values in clients.items() if name in bases}
+        found.cards = _cards(found, acts[:EXAMPLES], labels, partners, effect)
     found.cards["shrinkage"] = measure.shrinkage(rows, trained[0].decode(codes))
     return found
+
+
+def _counterparts(networks: dict[str, torch.Tensor], seed: int, **shape: Any) -> dict[str, Dictionary]:
+    """A dictionary of the same layer in each other network, trained side by side; a dead layer has none."""
+    alive = {}
+    for name, values in networks.items():
+        try:
+            quiet(preflight.inspect)(values, {"client": name})
+        except FeatalignError as error:
+            logger.warning("no counterpart of the dictionary: %s", error)
+        else:
+            alive[name] = values
+    trained = quiet(train_many)(list(alive.values()), seeds=[seed], **shape)
+    return {name: dictionaries[0] for name, dictionaries in zip(alive, trained)}
 
 
 def _cards(
