@@ -177,6 +177,9 @@ class Diagnosis:
             )
         return pd.DataFrame(rows)
 
+    def __repr__(self) -> str:
+        return self.to_frame().round(3).to_string(index=False)
+
     def _repr_html_(self) -> str:
         return self.to_frame().round(3).to_html(index=False)
 

@@ -152,12 +152,16 @@ class CompareResult:
                     below = saes if trial.seed == first.seed else saes / f"seed-{trial.seed}"
                     dictionary.save(below / name / space)
 
-    def _repr_html_(self) -> str:
+    def _in_per_cent(self) -> pd.DataFrame:
         frame = self.to_frame()
-        shown = frame.assign(
-            **{column: (100 * frame[column]).round(2) for column in frame.columns if column not in {"kind", "seconds"}}
-        )
-        return f"<p>accuracy in per cent, {len(self.trials)} seed(s)</p>" + shown.round(2).to_html()
+        shares = {column: 100 * frame[column] for column in frame.columns if column not in {"kind", "seconds"}}
+        return frame.assign(**shares).round(2)
+
+    def __repr__(self) -> str:
+        return f"accuracy in per cent, {len(self.trials)} seed(s)\n{self._in_per_cent().to_string()}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>accuracy in per cent, {len(self.trials)} seed(s)</p>{self._in_per_cent().to_html()}"
 
 
 def statistics(values: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`featalign bench sae`: seconds to one held-out explained variance, and planted dictionaries, against sae-lens.
 
 Both libraries get the same activations, split, architecture, width, k, warm-up and decay; each is timed at three batch
-sizes and two learning rates and judged at its best. Evaluation is outside both clocks.
+sizes and three learning rates and judged at its best. Evaluation is outside both clocks.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 import pandas as pd
 import torch
 
-from featalign.dictionaries import Dictionary, assess, train
+from featalign.dictionaries import Dictionary, assess, train_many
 from featalign.dictionaries.reference import train_with_sae_lens
 from featalign.dictionaries.trainer import Plan, Trainer, held_out
 from featalign.measure.scores import match_scores
 
 SHAPES = ((64, 256, 8), (128, 512, 12), (512, 2048, 24))
 BATCHES = (256, 512, 1024)
-RATES = (1e-2, 2e-3)
+RATES = (1e-2, 5e-3, 2e-3)
 TOLERANCE = 0.01
-# penalised architectures: each library at three sparsities, the highest MCC counts; L0 is reported beside it
-COEFFICIENTS = (0.1, 0.3, 1.0)  # of sae-lens's penalties
-SPARSITIES = (1.0, 1.5, 3.0)  # L0 that featalign steers to
+# penalised architectures: each library at four sparsities, the highest MCC counts; L0 is reported beside it
+COEFFICIENTS = (0.1, 0.3, 1.0, 3.0)  # of sae-lens's penalties
+SPARSITIES = (0.75, 1.0, 1.5, 3.0)  # L0 that featalign steers to
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
 
 
@@ -107,7 +107,7 @@ def _reference_curve(activations: torch.Tensor, plan: Plan) -> list[tuple[float,
 
 
 def recovery(
-    architectures: Sequence[str] = ARCHITECTURES, seeds: Sequence[int] = (0, 1), steps: int = 4000, lr: float = 1e-2
+    architectures: Sequence[str] = ARCHITECTURES, seeds: Sequence[int] = range(8), steps: int = 4000, lr: float = 1e-2
 ) -> list[dict[str, Any]]:
     """Planted dictionary of 24 features in 8 dimensions, width 32: MCC of each architecture in both libraries."""
     truth, activations = planted(24, 8, 30_000, 1.0)
@@ -122,7 +122,7 @@ def recovery(
         ]
         best = max((_mean("sae-lens", truth, found) for found in rivals), key=lambda facts: facts["sae-lens MCC"])
         own = [
-            [train(activations, 32, name, k, seed, steps, 512, lr) for seed in seeds]
+            train_many([activations], name, seeds, width=32, k=k, steps=steps, batch_size=512, lr=lr)[0]
             for k in (SPARSITIES if penalised else (plan.k,))
         ]
         row |= max((_mean("featalign", truth, found) for found in own), key=lambda facts: facts["featalign MCC"])

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from featalign.cli.output import print_rows, print_table
+from featalign.errors import BadOption
 
 bench = typer.Typer(help="Side-by-side benchmarks against the library people would use instead.", no_args_is_help=True)
 
@@ -16,16 +17,20 @@ bench = typer.Typer(help="Side-by-side benchmarks against the library people wou
 def bench_sae(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quick: bool = typer.Option(False, "--quick", help="Only 64 -> 256, and two architectures."),
+    only: str = typer.Option(None, help="One table: speed or recovery."),
 ) -> None:
     """Seconds to one explained variance, and recovery of a planted dictionary, against sae-lens's trainer."""
     import json
 
     from featalign.bench.sae import ARCHITECTURES, SHAPES, recovery, speed
 
-    found = {
-        "speed": speed(SHAPES[:1] if quick else SHAPES),
-        "recovery": recovery(ARCHITECTURES[:2] if quick else ARCHITECTURES),
+    tables = {
+        "speed": lambda: speed(SHAPES[:1] if quick else SHAPES),
+        "recovery": lambda: recovery(ARCHITECTURES[:2] if quick else ARCHITECTURES),
     }
+    if only is not None and only not in tables:
+        raise BadOption(f"no table '{only}'; choices: {', '.join(tables)}")
+    found = {name: run() for name, run in tables.items() if only in (None, name)}
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return

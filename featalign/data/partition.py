@@ -76,6 +76,9 @@ class Partition:
             "counts": self.counts.tolist(),
         }
 
+    def __repr__(self) -> str:
+        return self.table().to_string()
+
     def _repr_html_(self) -> str:
         return self.table().to_html()
 

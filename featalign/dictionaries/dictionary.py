@@ -152,6 +152,12 @@ class Dictionary:
         facts.update(facts.pop("metadata"))
         return pd.DataFrame([facts])
 
+    def __repr__(self) -> str:
+        facts = self.to_dict()
+        place = ", ".join(f"{key}={value!r}" for key, value in facts["metadata"].items())
+        found = f", explained_variance={self.quality.explained_variance:.3f}" if self.quality else ""
+        return f"Dictionary({self.architecture}, {facts['units']} -> {self.width}, k={self.k:g}{found}, {place})"
+
     def _repr_html_(self) -> str:
         return self.to_frame().round(3).to_html(index=False)
 

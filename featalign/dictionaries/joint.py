@@ -83,6 +83,9 @@ class Sweep:
     def to_frame(self) -> pd.DataFrame:
         return self.frame
 
+    def __repr__(self) -> str:
+        return self.frame.round(3).to_string(index=False)
+
     def _repr_html_(self) -> str:
         return self.frame.round(3).to_html(index=False)
 

@@ -36,8 +36,8 @@ def train_with_sae_lens(
 ) -> ReferenceRun:
     """Run `sae_lens.SAETrainer` with the same split, batch size, steps, learning rate and decay.
 
-    Inputs are centred and scaled for it too. `evaluate(sae, step)` is called 40 times per run outside the
-    clock. `coefficient` weighs the penalty of relu, jumprelu and gated.
+    Inputs are centred and scaled for it too; everything else is sae-lens's own default. `evaluate(sae, step)` is called
+    40 times per run outside the clock. `coefficient` weighs the penalty of relu, jumprelu and gated.
     """
     with contextlib.redirect_stderr(io.StringIO()):
         from sae_lens.config import SAETrainerConfig
@@ -89,7 +89,7 @@ def _training_sae(plan: Plan, units: int, coefficient: float) -> Any:
     import sae_lens
     from sae_lens.saes import matryoshka_batchtopk_sae as matryoshka
 
-    shape: dict[str, Any] = {"d_in": units, "d_sae": plan.width, "decoder_init_norm": 1.0}
+    shape: dict[str, Any] = {"d_in": units, "d_sae": plan.width}
     if plan.architecture == "topk":
         return sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(k=int(plan.k), **shape))
     if plan.architecture == "batchtopk":

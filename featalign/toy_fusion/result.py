@@ -110,6 +110,9 @@ class ToyResult:
             f"{self.regimes[0]['recommended']}: {self.regimes[0]['explanation']}\nbest method: {self.winner}"
         )
 
+    def __repr__(self) -> str:
+        return self.to_frame().to_string(index=False, float_format="{:.3f}".format)
+
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(index=False, float_format="{:.3f}".format)
 

@@ -69,6 +69,9 @@ class Sweep:
             "rows": frame.to_dict(orient="records"),
         }
 
+    def __repr__(self) -> str:
+        return self.to_frame().to_string(index=False, float_format="{:.3f}".format)
+
     def _repr_html_(self) -> str:
         return self.to_frame().to_html(index=False, float_format="{:.3f}".format)
 
