@@ -126,6 +126,7 @@ def test_own_modules(own):
     frame = result.to_frame()
     assert frame.loc["ot-acts+refit", "accuracy"] > frame.loc["vanilla", "accuracy"]
     assert "ot-acts" in result._repr_html_() and "accuracy" in result.figures
+    assert "ot-acts" in repr(result) and len(repr(result)) < 10_000
     assert all(torch.equal(p, q) for p, q in zip(before, modules[0].parameters()))
 
 

@@ -74,6 +74,7 @@ def test_table():
     assert list(table.index) == ["A", "B"] and list(table.columns) == [*"abcdefghij", "total"]
     assert table["total"].sum() == len(LABELS)
     assert "total" in split._repr_html_()
+    assert "total" in repr(split)
     assert split.to_dict()["counts"] == split.counts.tolist()
 
 
