@@ -14,8 +14,8 @@ toy = typer.Typer(help="Toy models of superposition, where the features are know
 @toy.command("compare")
 def toy_compare(
     source: str = typer.Option("features", "--data", help="features or words."),
-    n: int = typer.Option(None, "--features", "-n", help="Known features (24; 256 words)."),
-    m: int = typer.Option(None, "--units", "-m", help="Hidden units (8; 32 for words)."),
+    n: int = typer.Option(0, "--features", "-n", help="Known features.", show_default="24; 256 words"),
+    m: int = typer.Option(0, "--units", "-m", help="Hidden units.", show_default="8; 32 for words"),
     density: float = typer.Option(0.04, help="Probability that a feature is active."),
     clients: int = typer.Option(2),
     shared: int = typer.Option(None, help="Features that all clients have; the others are dealt out. Default: all."),
@@ -35,11 +35,9 @@ def toy_compare(
     from featalign.storage import plain
     from featalign.toy_fusion.compare import ToySettings, compare
 
-    words = source == "words"
     settings = ToySettings(
-        data=source, n=n or (256 if words else 24), m=m or (32 if words else 8), density=density, clients=clients,
-        shared=shared, independent=not shared_init, hidden=hidden, split=split, width=width, seeds=seeds,
-        methods=tuple(method) if method else None,
+        data=source, n=n, m=m, density=density, clients=clients, shared=shared, independent=not shared_init,
+        hidden=hidden, split=split, width=width, seeds=seeds, methods=tuple(method) if method else None,
     )  # fmt: skip
     result = compare(settings, texts=texts, progress=not as_json)
     if figure is not None:

@@ -36,7 +36,7 @@ def compare(
     """
     from tqdm.auto import tqdm
 
-    settings = replace(settings or ToySettings(), **options)
+    settings = replace(settings, **options) if settings else ToySettings(**options)
     world = words_world(settings, texts, progress) if settings.data == "words" else feature_world(settings)
     clients = _train_clients(settings, world)
     joint = train(

@@ -26,7 +26,7 @@ class ToySettings:
 
     Attributes:
         data: 'features' (synthetic) or 'words' (word presence in Shakespeare's sentences).
-        n, m: features and hidden units; `density` of each synthetic feature.
+        n, m: features and hidden units; 0 takes 24 and 8, for words 256 and 32. `density` of each synthetic feature.
         clients: how many; `shared` features belong to all and the rest is dealt out evenly (None: all are shared).
         independent: whether clients start from their own initialisations.
         hidden: 'none' or 'relu'; `tied` decoders.
@@ -38,8 +38,8 @@ class ToySettings:
     """
 
     data: str = "features"
-    n: int = 24
-    m: int = 8
+    n: int = 0
+    m: int = 0
     density: float = 0.04
     clients: int = 2
     shared: int | None = None
@@ -57,6 +57,9 @@ class ToySettings:
     def __post_init__(self) -> None:
         if self.data not in {"features", "words"}:
             raise BadOption(f"data '{self.data}'; choices: features, words")
+        usual = {"n": 256, "m": 32} if self.data == "words" else {"n": 24, "m": 8}
+        for name, value in usual.items():
+            object.__setattr__(self, name, getattr(self, name) or value)
         if self.split not in {"seeds", "books"}:
             raise BadOption(f"split '{self.split}'; choices: seeds, books")
         if self.clients < 2 or self.seeds < 1:

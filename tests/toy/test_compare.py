@@ -83,3 +83,9 @@ def test_command_line_prints_the_documented_keys(tmp_path) -> None:
     facts = json.loads(done.stdout)
     assert facts["joint"]["loss"]["mean"] > 0 and facts["methods"]["feature-ot"]["raw"]["mean"] > 0
     assert (tmp_path / "toy.html").stat().st_size > 1000
+
+
+def test_sizes_follow_the_data() -> None:
+    assert (ToySettings().n, ToySettings().m) == (24, 8)
+    words = ToySettings(data="words", m=64)
+    assert (words.n, words.m) == (256, 64)
