@@ -7,13 +7,16 @@ import torch
 from featalign.errors import BadOption
 
 
-def pack(atoms: torch.Tensor, energy: torch.Tensor, width: int, steps: int = 1500, lr: float = 0.05) -> torch.Tensor:
+def pack(
+    atoms: torch.Tensor, energy: torch.Tensor, width: int, hold: bool = False, steps: int = 1500, lr: float = 0.05
+) -> torch.Tensor:
     """Directions `[F, width]` of unit norm for `F` features of given `energy [F]`; zero rows of `atoms [F, m]` are new.
 
     New features take, in order of energy, the direction of least energy-weighted coherence with all placed so far (the
     last eigenvector of the frame operator, negative side up: readers behind a ReLU do not see negative interference).
-    Then all directions are relaxed together on `sum_uv e_u relu(v_u . v_v)^2`. Placed atoms start where they are, so
-    that nothing moves unless it must. Raises `BadOption` for a width below that of the atoms.
+    Then directions are relaxed on `sum_uv e_u relu(v_u . v_v)^2`: all of them together, which makes most room, or with
+    `hold` the new ones alone, which keeps what training has laid out. Raises `BadOption` for a width below that of the
+    atoms.
     """
     count, m = atoms.shape
     if width < m:
@@ -29,16 +32,20 @@ def pack(atoms: torch.Tensor, energy: torch.Tensor, width: int, steps: int = 150
         placed[feature] = direction if positive <= negative else -direction
     if len(new) == 0 and width == m:
         return placed
-    return _relaxed(placed, share, steps, lr)
+    free = torch.ones(count, dtype=torch.bool)
+    if hold:
+        free[:] = False
+        free[new] = True
+    return _relaxed(placed, share, free, steps, lr)
 
 
-def _relaxed(placed: torch.Tensor, share: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
-    """Adam along the sphere, the rate falling to zero."""
+def _relaxed(placed: torch.Tensor, share: torch.Tensor, free: torch.Tensor, steps: int, lr: float) -> torch.Tensor:
+    """Adam along the sphere for the `free` directions, the rate falling to zero."""
     unit, first = placed.clone(), torch.zeros_like(placed)
     second = torch.zeros_like(placed)
     for step in range(steps):
         overlap = (unit @ unit.T).fill_diagonal_(0.0).clamp_min_(0.0) * share[:, None]
-        gradient = (overlap + overlap.T) @ unit
+        gradient = (overlap + overlap.T) @ unit * free[:, None]
         gradient -= unit * (gradient * unit).sum(1, keepdim=True)
         first.lerp_(gradient, 0.1)
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)

@@ -328,7 +328,11 @@ def universal_dictionary(problem: ToyProblem) -> ToyModels:
 
 @METHODS.register("union")
 def union(problem: ToyProblem) -> ToyModels:
-    """Shared latents merged, own latents kept: all get directions in `width` units, the least coherent ones first."""
+    """Shared latents merged, own latents kept: all get directions in `width` units, the least coherent ones first.
+
+    Directions are laid out anew or around the reference's, whichever returns the clients' own outputs better. Many own
+    latents need the first; with few of them, or with features split over several latents, the second loses less.
+    """
     clients, n = problem.clients, problem.clients.config.n
     codes = [linear_codes(clients[c], problem.dictionaries[c], problem.data[c]) for c in range(len(clients))]
     seen = [x.var(0).double() + 1e-12 for x in problem.data]
@@ -350,5 +354,12 @@ def union(problem: ToyProblem) -> ToyModels:
         views[0] = torch.cat([views[0], view[:, own]], 1)
     response = merged / weight.clamp_min(1e-12)
     energy = (response**2 * torch.stack(seen).amax(0)).sum(1)  # as often as where it occurs most
-    directions = pack(atoms, energy, problem.width)
-    return with_readers(problem, (directions.T @ response).float(), known_bias(problem))
+    layouts = (pack(atoms, energy, problem.width, hold) for hold in (False, True))
+    fused = [with_readers(problem, (layout.T @ response).float(), known_bias(problem)) for layout in layouts]
+    return min(fused, key=lambda model: distillation_error(problem, model))
+
+
+def distillation_error(problem: ToyProblem, fused: ToyModels) -> float:
+    """Squared error of what clients return on their own inputs, summed over outputs and clients."""
+    taught = ((problem.clients[c](x)[0], x) for c, x in enumerate(problem.data))
+    return sum(float((fused(x)[0] - output).pow(2).sum(1).mean()) for output, x in taught)

@@ -84,6 +84,9 @@ def test_new_features_are_placed_where_they_interfere_least() -> None:
     placed = pack(atoms, torch.ones(6), 6)
     assert torch.allclose(placed.norm(dim=1), torch.ones(6, dtype=torch.float64))
     assert float(((placed @ placed.T) - torch.eye(6)).relu().max()) < 0.02  # six directions fit in six units
+    held = pack(atoms, torch.ones(6), 6, hold=True)
+    assert torch.equal(held[:3, :4].float(), atoms[:3])  # what was laid out stays where it was
+    assert float(((held @ held.T) - torch.eye(6)).relu().max()) < 0.02
     with pytest.raises(BadOption, match="below"):
         pack(atoms, torch.ones(6), 3)
 
