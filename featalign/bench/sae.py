@@ -25,8 +25,8 @@ RATES = (1e-2, 5e-3, 2e-3)
 TOLERANCE = 0.01
 PENALISED = ("relu", "jumprelu", "gated")  # each library at four sparsities
 TUNING_SEEDS = (100, 101)
-COEFFICIENTS = (0.1, 0.3, 1.0, 3.0)  # of sae-lens's penalties
-SPARSITIES = (0.75, 1.0, 1.5, 3.0)  # L0 that featalign steers to
+COEFFICIENTS = (0.3, 1.0, 3.0, 10.0)  # of sae-lens's penalties
+SPARSITIES = (0.6, 0.8, 1.0, 1.4)  # L0 that featalign steers to
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
 
 

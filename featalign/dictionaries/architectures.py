@@ -34,7 +34,7 @@ class Architecture:
     steered = False  # whether `penalty` is steered towards L0 = k
     ease = 1e-9  # share of the run over which the wanted L0 comes down to k
     pointwise = False  # whether active entries alone decide the gradient, so that sparse products apply
-    rescalable = False  # whether scaling a decoder row can be undone in the encoder exactly
+    refit = "nothing"  # what least squares corrects after training: 'nothing', 'gains' or 'decoder'
 
     def __post_init__(self) -> None:
         self.penalty = torch.full((self.stack, 1, 1), 1e-2)
@@ -61,8 +61,8 @@ class Architecture:
         """Gradient on `pre` from the gradient on the codes; adds gradients of own parameters to `grads`."""
         return dz * (codes > 0)
 
-    def auxiliary(self, pre: torch.Tensor, y: torch.Tensor, params: Tensors) -> torch.Tensor | None:
-        """Gradient on `pre` of a loss of the architecture's own, or None."""
+    def auxiliary(self, pre: torch.Tensor, y: torch.Tensor, params: Tensors, grads: Tensors) -> torch.Tensor | None:
+        """Gradient on `pre` of a loss of the architecture's own, or None; adds its other gradients to `grads`."""
         return None
 
     def project(self, params: Tensors) -> None:
@@ -139,7 +139,7 @@ class ReluL1(Architecture):
 
     steered = True
     pointwise = True
-    rescalable = True
+    refit = "gains"
 
     def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
         return pre.relu()
@@ -157,8 +157,11 @@ class ReluL1(Architecture):
 class Transcoder(ReluL1):
     """ReLU units on linear functions of the pre-activations that write the post-activations (Dunefsky et al. 2024).
 
-    `relu(a) ~ D relu(E a + c) + b`: linear in the layer's input before the ReLU, so `E W` folds into the layer.
+    `relu(a) ~ D relu(E a + c) + b`: linear in the layer's input before the ReLU, so `E W` folds into the layer. What is
+    folded must return the layer first of all, hence the free least-squares decoder.
     """
+
+    refit = "decoder"
 
 
 @ARCHITECTURES.register("jumprelu")
@@ -201,7 +204,8 @@ class JumpReLU(Architecture):
 class Gated(Architecture):
     """Separate gate and magnitude on shared directions (Rajamanoharan et al. 2024, arXiv:2404.16014).
 
-    The encoder bias is the gate's; the rectified gate reconstructs through the decoder held fixed and pays the L1.
+    The encoder bias is the gate's; the rectified gate reconstructs on its own and pays the L1. The decoder learns from
+    that reconstruction too, as in sae-lens; held fixed, as in the paper, it recovers planted dictionaries less well.
     """
 
     steered = True
@@ -226,9 +230,12 @@ class Gated(Architecture):
         grads["b_enc"] -= through.sum(1)  # the magnitude does not see the gate's bias
         return through
 
-    def auxiliary(self, pre: torch.Tensor, y: torch.Tensor, params: Tensors) -> torch.Tensor | None:
-        error = torch.baddbmm(params["b_dec"][:, None], pre.relu(), params["decoder"]).sub_(y)
+    def auxiliary(self, pre: torch.Tensor, y: torch.Tensor, params: Tensors, grads: Tensors) -> torch.Tensor | None:
+        gate = pre.relu()
+        error = torch.baddbmm(params["b_dec"][:, None], gate, params["decoder"]).sub_(y)
         g = error * (2 / (y.shape[1] * y.shape[2]))
+        grads["decoder"] += gate.transpose(1, 2) @ g
+        grads["b_dec"] += g.sum(1)
         return (g @ params["decoder"].transpose(1, 2) + self.penalty / pre.shape[1]) * (pre > 0)
 
     def finish(self, pre: torch.Tensor, s: int, params: Tensors) -> Tensors:

@@ -21,6 +21,7 @@ HELD_OUT = 0.1
 DEAD_WINDOW = 0.03  # share of the run without firing after which a latent counts as dead
 DECAY = 0.3  # share of the run over which the learning rate falls to zero
 AUXILIARY = 1.0  # weight of the loss that makes dead latents explain the residual
+CLIP = 1.0  # gradient norm that penalised architectures keep to
 CHECKPOINTS = 10  # per run
 
 
@@ -212,7 +213,7 @@ class Trainer:
             grads["decoder"][:, part] = codes[..., part].transpose(1, 2) @ g
             dz[..., part] = g @ p["decoder"][:, part].transpose(1, 2)
         dpre = self.arch.backward(dz, pre, codes, p, grads)
-        extra = self.arch.auxiliary(pre, y, p)
+        extra = self.arch.auxiliary(pre, y, p, grads)
         dpre = dpre if extra is None else dpre + extra
         torch.bmm(dpre.transpose(1, 2), x, out=grads["encoder"])
         grads["b_enc"] += dpre.sum(1)
@@ -244,11 +245,21 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / max(1, min(50, self.plan.steps // 20)))
         left = (self.plan.steps - self.step) / max(1.0, DECAY * self.plan.steps)
         self.adam.param_groups[0]["lr"] = self.plan.lr * warm * min(1.0, left)
+        if self.arch.steered:
+            self._clip()
         decoder, grad = self.params["decoder"], self.grads["decoder"]
         grad -= decoder * (grad * decoder).sum(2, keepdim=True)  # rows stay on the sphere
         self.adam.step()
         decoder /= decoder.norm(dim=2, keepdim=True).clamp_min(1e-8)
         self.arch.project(self.params)
+
+    def _clip(self) -> None:
+        """Gradient norm of each dictionary's summed squared error at most 1; a penalty's early steps are far larger."""
+        outputs = self.params["decoder"].shape[2]  # gradients are those of the mean over outputs
+        squares = torch.stack([grad.flatten(1).pow(2).sum(1) for grad in self.grads.values()]).sum(0)
+        shrink = (CLIP / (outputs * squares.sqrt()).clamp_min(1e-12)).clamp_max(1.0)
+        for grad in self.grads.values():
+            grad *= shrink.view(-1, *[1] * (grad.dim() - 1))
 
     def _steer(self, l0: torch.Tensor) -> None:
         """Integral control of the penalty in the log domain; the wanted L0 may ease down to k."""
@@ -306,7 +317,7 @@ class Trainer:
 
     def _finish(self) -> list[Dictionary]:
         history = pd.DataFrame(self.records)
-        if self.arch.rescalable:
+        if self.arch.refit != "nothing":
             self._refit()
         found = []
         for s in range(self.stack):
@@ -319,20 +330,28 @@ class Trainer:
         return found
 
     def _refit(self) -> None:
-        """Least-squares decoder for the final codes, norms moved into the encoder: undoes the shrinkage."""
+        """Least squares for the final codes, norms moved into the encoder: undoes the shrinkage.
+
+        A free decoder explains most, but shrunken codes of features that occur together bend its rows away from the
+        features (recovery of planted dictionaries falls from .99 to .94); one gain per latent keeps directions.
+        """
         p = self.params
         for s in range(self.stack):
             rows = self.train_rows[:20000]
             codes = torch.addmm(p["b_enc"][s], self.x[s][rows], p["encoder"][s].T).relu_().double()
-            design = torch.cat([codes, codes.new_ones(len(codes), 1)], 1)
-            gram = design.T @ design / len(codes)
-            ridge = 1e-5 * gram.diagonal().mean()
-            start = torch.cat([p["decoder"][s], p["b_dec"][s, None]]).double()
-            right = design.T @ self.y[s][rows].double() / len(codes) + ridge * start
-            solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), right)
-            norms = solved[:-1].norm(dim=1).clamp_min(1e-8)
-            p["decoder"][s] = (solved[:-1] / norms[:, None]).float()
-            p["b_dec"][s] = solved[-1].float()
+            decoder, target = p["decoder"][s].double(), self.y[s][rows].double()
+            mean, centre = codes.mean(0), target.mean(0)
+            gram = (codes - mean).T @ (codes - mean) / len(codes)
+            cross = (codes - mean).T @ (target - centre) / len(codes)
+            if self.arch.refit == "gains":
+                solved = _gains(gram * (decoder @ decoder.T), (cross * decoder).sum(1))[:, None] * decoder
+            else:
+                ridge = 1e-5 * gram.diagonal().mean()
+                small = ridge * torch.eye(len(gram), dtype=gram.dtype)
+                solved = torch.linalg.solve(gram + small, cross + ridge * decoder)
+            norms = solved.norm(dim=1).clamp_min(1e-8)
+            p["decoder"][s] = (solved / norms[:, None]).float()
+            p["b_dec"][s] = (centre - mean @ solved).float()
             p["encoder"][s] *= norms[:, None].float()
             p["b_enc"][s] *= norms.float()
 
@@ -364,3 +383,12 @@ def _transfer(x: torch.Tensor, y: torch.Tensor, atoms: torch.Tensor, rows: torch
     readout = torch.linalg.solve(gram + 1e-2 * gram.diagonal().mean() * torch.eye(len(gram)), a.T @ b / len(a))
     encoder = atoms @ readout.T
     return encoder / encoder.norm(dim=1, keepdim=True).clamp_min(1e-8)
+
+
+def _gains(gram: torch.Tensor, right: torch.Tensor, steps: int = 500) -> torch.Tensor:
+    """Gains between 1/2 and 10 that lower `z gram z / 2 - right z` from `z = 1`, by projected gradient."""
+    gains = torch.ones_like(right)
+    rate = 1 / torch.linalg.matrix_norm(gram, 2).clamp_min(1e-300)
+    for _ in range(steps):
+        gains = (gains - rate * (gram @ gains - right)).clamp(0.5, 10.0)
+    return gains

@@ -35,6 +35,13 @@ def test_every_architecture_explains_and_keeps_its_sparsity(toy, name):
     assert list(found.history["step"]) == sorted(found.history["step"])
 
 
+def test_an_l1_dictionary_keeps_directions_and_loses_no_amplitude(toy):
+    found = trained(toy[1], "relu", k=1.4, steps=1500, lr=1e-2)
+    assert match_scores(toy[0], found.atoms).mcc > 0.95
+    returned, held = found.decode(found.encode(toy[1])), toy[1] - toy[1].mean(0)
+    assert float((returned - toy[1].mean(0)).mul(held).sum() / held.pow(2).sum()) > 0.7  # shrunken codes return less
+
+
 def test_topk_recovers_most_of_a_planted_dictionary(toy):
     found = trained(toy[1], "topk", steps=1500)
     scores = match_scores(toy[0], found.atoms)
@@ -65,8 +72,8 @@ def test_written_gradients_equal_autograd(toy, name):
     if name == "relu":
         loss = loss + 1e-2 * codes.sum(2).mean()
     if name == "gated":
-        fixed = pre.relu() @ wanted["decoder"].detach() + wanted["b_dec"].detach()[:, None] - batch
-        loss = loss + fixed.pow(2).sum(2).mean() / batch.shape[2] + 1e-2 * pre.relu().sum(2).mean()
+        gate = pre.relu() @ wanted["decoder"] + wanted["b_dec"][:, None] - batch
+        loss = loss + gate.pow(2).sum(2).mean() / batch.shape[2] + 1e-2 * pre.relu().sum(2).mean()
     loss.backward()
     for key, value in wanted.items():
         assert torch.allclose(value.grad, trainer.grads[key], atol=1e-6), key
