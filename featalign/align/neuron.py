@@ -10,7 +10,7 @@ from torch import nn
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.errors import SpaceMismatch
 from featalign.spaces.apply import moved, unit_rows
-from featalign.spaces.capture import Inputs, stream
+from featalign.spaces.capture import Inputs, fitting_batch, stream
 from featalign.spaces.graph import Site, Space, SpaceGraph
 from featalign.spaces.moments import CrossMoments
 from featalign.transport import solve
@@ -39,7 +39,8 @@ def cross_moments(
     """Joint moments of two modules' activations on the same probe, one `CrossMoments` per site, streamed once."""
     target_sites = target_sites or sites
     moments = [CrossMoments() for _ in sites]
-    pair = zip(stream(source, probe, list(sites)), stream(target, probe, list(target_sites)))
+    size = fitting_batch(source, probe, list(sites))
+    pair = zip(stream(source, probe, list(sites), size), stream(target, probe, list(target_sites), size))
     for (_, held_source), (_, held_target) in pair:
         for moment, a, b in zip(moments, sites, target_sites):
             moment.update(held_source[a], held_target[b])

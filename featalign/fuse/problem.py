@@ -15,11 +15,10 @@ from featalign.align.neuron import post_site, pre_site
 from featalign.dictionaries.basis import Basis
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.errors import ArchitectureMismatch, BadOption, NotFinite, ProbeError
-from featalign.spaces.capture import evaluating, stream
+from featalign.spaces.capture import evaluating, fitting_batch, stream
 from featalign.spaces.graph import Site, SpaceGraph
 
 Held = dict[Site, torch.Tensor]
-BATCH_BYTES = 64_000_000  # activations of one client held at a time; patches of convolutions take some ten times more
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,8 @@ class FusionProblem:
 
     @cached_property
     def batch_size(self) -> int:
-        """Inputs per batch, so that one client's activations at all sites stay within `BATCH_BYTES`; 16 to 2048."""
-        _, held = next(stream(self.clients[self.reference], self.refit_inputs[:2], self.sites))
-        size = sum(tensor.nbytes for tensor in held.values()) // min(2, len(self.refit_inputs))
-        return max(16, min(2048, BATCH_BYTES // max(size, 1)))
+        """Inputs per batch, by what one client's activations at all sites weigh."""
+        return fitting_batch(self.clients[self.reference], self.refit_inputs, self.sites)
 
     def activations(self) -> Iterator[tuple[torch.Tensor, list[Held], list[torch.Tensor]]]:
         """Batches of the refit inputs: `(inputs, activations of each client by site, outputs of each client)`."""

@@ -13,6 +13,7 @@ from featalign.errors import NotFinite, ProbeError, SpaceMismatch
 from featalign.spaces.graph import Site
 
 Inputs = torch.Tensor | Iterable[Any]
+BATCH_BYTES = 64_000_000  # activations of one client held at a time; patches of convolutions take some ten times more
 
 
 def batches(inputs: Inputs, batch_size: int = 2048) -> Iterator[torch.Tensor]:
@@ -107,6 +108,18 @@ def stream(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def fitting_batch(module: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> int:
+    """Inputs per batch, so that one module's activations at all sites stay within `BATCH_BYTES`; 16 to 2048.
+
+    Batches of a loader are what they are.
+    """
+    if not isinstance(inputs, torch.Tensor) or len(inputs) == 0:
+        return 2048
+    _, held = next(stream(module, inputs[:2], sites))
+    size = sum(tensor.nbytes for tensor in held.values()) // min(2, len(inputs))
+    return max(16, min(2048, BATCH_BYTES // max(size, 1)))
 
 
 def collect(
