@@ -27,8 +27,7 @@ def single_thread() -> Iterator[None]:
 def over_cores(work: Callable[[Part], Result], parts: Sequence[Part]) -> list[Result]:
     """`[work(part) for part in parts]`, each part on one core, as many at a time as torch has threads.
 
-    Products of this size gain little from more threads and stall badly when another process holds a core (40 times
-    slower, seen on two cores).
+    Small products gain little from more threads and stall badly when another process holds a core.
     """
     workers = min(torch.get_num_threads(), len(parts))
 

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from featalign.dictionaries import Dictionary, assess, train_many
+from featalign.dictionaries.architectures import ARCHITECTURES as REGISTERED
 from featalign.dictionaries.reference import train_with_sae_lens
 from featalign.dictionaries.trainer import Plan, Trainer, held_out
 from featalign.measure.scores import match_scores
@@ -23,8 +24,7 @@ SHAPES = ((64, 256, 8), (128, 512, 12), (512, 2048, 24))
 BATCHES = (256, 512, 1024)
 RATES = (1e-2, 5e-3, 2e-3)
 TOLERANCE = 0.01
-PENALISED = ("relu", "jumprelu", "gated")  # each library at four sparsities
-TUNING_SEEDS = (100, 101)
+TUNING_SEEDS = (100, 101)  # choose the sparsity of penalised architectures
 COEFFICIENTS = (0.3, 1.0, 3.0, 10.0)  # of sae-lens's penalties
 SPARSITIES = (0.6, 0.8, 1.0, 1.4)  # L0 that featalign steers to
 ARCHITECTURES = ("topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated")
@@ -129,7 +129,7 @@ def recovery(
 
         row: dict[str, Any] = {"architecture": name}
         for library, run, choices in (("featalign", own, SPARSITIES), ("sae-lens", rival, COEFFICIENTS)):
-            if name in PENALISED:
+            if REGISTERED[name].steered:
                 best = max(choices, key=lambda choice: _mcc(truth, run(choice, TUNING_SEEDS)))
             else:
                 best = k if library == "featalign" else 1.0

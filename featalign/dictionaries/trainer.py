@@ -333,7 +333,7 @@ class Trainer:
         """Least squares for the final codes, norms moved into the encoder: undoes the shrinkage.
 
         A free decoder explains most, but shrunken codes of features that occur together bend its rows away from the
-        features (recovery of planted dictionaries falls from .99 to .94); one gain per latent keeps directions.
+        features, and planted dictionaries are recovered less well; one gain per latent keeps directions.
         """
         p = self.params
         for s in range(self.stack):

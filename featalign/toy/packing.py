@@ -30,12 +30,9 @@ def pack(
         direction = torch.linalg.eigh(frame).eigenvectors[:, 0]
         positive, negative = ((share * (sign * placed @ direction).relu() ** 2).sum() for sign in (1, -1))
         placed[feature] = direction if positive <= negative else -direction
-    if len(new) == 0 and width == m:
+    if len(new) == 0 and (hold or width == m):
         return placed
-    free = torch.ones(count, dtype=torch.bool)
-    if hold:
-        free[:] = False
-        free[new] = True
+    free = (atoms.norm(dim=1) < 1e-9) if hold else torch.ones(count, dtype=torch.bool)
     return _relaxed(placed, share, free, steps, lr)
 
 

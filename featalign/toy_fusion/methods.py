@@ -360,6 +360,6 @@ def union(problem: ToyProblem) -> ToyModels:
 
 
 def distillation_error(problem: ToyProblem, fused: ToyModels) -> float:
-    """Squared error of what clients return on their own inputs, summed over outputs and clients."""
+    """Squared error against what clients return on their own inputs: mean over samples, sum over outputs, clients."""
     taught = ((problem.clients[c](x)[0], x) for c, x in enumerate(problem.data))
     return sum(float((fused(x)[0] - output).pow(2).sum(1).mean()) for output, x in taught)

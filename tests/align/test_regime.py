@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -53,6 +56,15 @@ def test_rearranged_and_missing_features_are_told_apart() -> None:
     lacking = regime(known_a @ atoms_a, known_b @ atoms_b, planted(atoms_a[:20]), planted(atoms_b[12:]))
     assert lacking.name == "missing-features" and lacking.recommended == "union"
     assert max(lacking.matched) < 0.7 < min(same.matched)
+
+
+def test_a_probe_with_features_a_client_never_saw_is_no_rearrangement() -> None:
+    codes = sparse_codes(3000, 32)
+    atoms_a, atoms_b = (torch.nn.functional.normalize(draw(32, 12, seed=s), dim=1) for s in (1, 2))
+    better_at_home = replace(planted(atoms_b), quality=SimpleNamespace(explained_variance=1.0))
+    found = regime(codes @ atoms_a, codes @ atoms_b, planted(atoms_a), better_at_home)
+    assert found.unseen[0] == 0 and found.unseen[1] > 0.1
+    assert found.name == "missing-features" and "client B's dictionary" in found.explanation
 
 
 @pytest.mark.parametrize("samples", [40, 400])

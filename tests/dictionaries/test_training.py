@@ -79,6 +79,18 @@ def test_written_gradients_equal_autograd(toy, name):
         assert torch.allclose(value.grad, trainer.grads[key], atol=1e-6), key
 
 
+def test_clipping_bounds_each_dictionary_on_its_own(toy):
+    x = toy[1][:512]
+    trainer = Trainer(Plan("relu", 32, 2, 10, 64, 1e-2), [x, x], [x, x], [{}, {}], [0, 1])
+    with torch.no_grad():
+        for grad in trainer.grads.values():
+            grad[0], grad[1] = 3.0, 1e-5
+        trainer._clip()
+    norms = torch.stack([grad.flatten(1).pow(2).sum(1) for grad in trainer.grads.values()]).sum(0).sqrt()
+    assert x.shape[1] * float(norms[0]) == pytest.approx(1.0, rel=1e-4)
+    assert all(torch.equal(grad[1], torch.full_like(grad[1], 1e-5)) for grad in trainer.grads.values())
+
+
 @pytest.mark.skipif(not products.available(), reason="sampled products need a build with MKL")
 def test_sparse_products_equal_dense_ones():
     torch.manual_seed(0)

@@ -24,20 +24,27 @@ AT_LEAST = {
 }
 
 
-def step0(name: str) -> None:
+def faults(name: str) -> list[str]:
+    """What goes wrong when a network of the zoo is traced and moved at random; empty when its outputs stay."""
     torch.manual_seed(0)
     module, example = ZOO[name]()
-    graph = SpaceGraph.trace(shake(module), example)
-    figures = graph.check(tolerance=1e-5, seed=1)
-    assert figures.error < 1e-5
-    assert figures.spaces >= AT_LEAST.get(name, 1)
-    assert figures.moved_share > 0.5
-    assert not graph.warnings
+    try:
+        graph = SpaceGraph.trace(shake(module), example)
+        figures = graph.check(tolerance=1e-5, seed=1)
+    except TraceError as error:
+        return [str(error)]
+    found = {
+        f"outputs move by {figures.error}": not figures.error < 1e-5,
+        f"only {figures.spaces} spaces are free": figures.spaces < AT_LEAST.get(name, 1),
+        f"only {figures.moved_share} of the weights move": not figures.moved_share > 0.5,
+        f"warnings: {graph.warnings}": bool(graph.warnings),
+    }
+    return [fault for fault, present in found.items() if present]
 
 
 @pytest.mark.parametrize("name", ZOO)
 def test_step0(name: str) -> None:
-    step0(name)
+    assert faults(name) == []
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -82,8 +89,7 @@ def test_step0_fails_when_a_handler_is_broken(operation: str, monkeypatch: pytes
         ]
 
     monkeypatch.setitem(HANDLERS, operation, forgetful)
-    with pytest.raises((TraceError, AssertionError)):
-        step0(BROKEN[operation])
+    assert faults(BROKEN[operation])
 
 
 def test_check_names_the_space_that_is_wrong() -> None:
