@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -106,7 +107,10 @@ def require_writable(path: Path | str) -> None:
             break
         folder = ancestor if ancestor.is_dir() else ancestor.parent
         if ancestor not in (place, folder):
-            raise NotADirectoryError(20, "Not a directory")
+            raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
+        longest = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+        if any(len(os.fsencode(part)) > longest for part in place.parts):
+            raise OSError(errno.ENAMETOOLONG, "File name too long")
         probe = hidden(folder / "writable", "tmp")
         try:
             probe.write_bytes(bytes(4096))
