@@ -93,7 +93,9 @@ def output_change(before: list[torch.Tensor], after: list[torch.Tensor]) -> floa
         differs = (old != new) & ~(old.isnan() & new.isnan())
         if bool(differs.any()):
             scale = old[old.isfinite()].abs().max() if bool(old.isfinite().any()) else old.new_zeros(())
-            change = float((new[differs].double() - old[differs].double()).abs().max() / scale.double().clamp_min(1e-12))
+            change = float(
+                (new[differs].double() - old[differs].double()).abs().max() / scale.double().clamp_min(1e-12)
+            )
             changes.append(change if change == change else float("inf"))
     return max(changes)
 

@@ -68,7 +68,7 @@ def require_weights(module: nn.Module) -> None:
     """Raise `TraceError` for a module without floating-point parameters, or whose parameters hold no numbers."""
     count = 0
     for name, tensor in module.named_parameters():
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise TraceError(f"'{name}' has no shape yet (a lazy module); run the module once before it is traced")
         if tensor.is_meta:
             raise TraceError(f"'{name}' is on the meta device and holds no numbers; load the weights first")

@@ -13,6 +13,7 @@ from math import prod
 
 from featalign.spaces.graph import Symmetry, meet
 
+
 class Node:
     """One axis up to union: a leaf with a symmetry, a product or a sum of nodes.
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from featalign.spaces.tracing.axes import Node, product, regroup, unite
 from featalign.spaces.graph import Symmetry
+from featalign.spaces.tracing.axes import Node, product, regroup, unite
+from featalign.spaces.tracing.elementwise import uniform
 from featalign.spaces.tracing.registry import Call, Dim, Dims, Value, broadcast, constrain_all, handles
 
 

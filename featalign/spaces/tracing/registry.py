@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 import torch
 
-from featalign.spaces.tracing.axes import Node, unite
 from featalign.spaces.graph import Symmetry
+from featalign.spaces.tracing.axes import Node, unite
 
 Origin = tuple[str, int]  # a parameter (or buffer) and a dimension of it
 

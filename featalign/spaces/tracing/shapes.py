@@ -7,8 +7,8 @@ from math import prod
 
 import torch
 
-from featalign.spaces.tracing.axes import Node, concatenation, divide, regroup
 from featalign.spaces.graph import Symmetry
+from featalign.spaces.tracing.axes import Node, concatenation, divide, regroup
 from featalign.spaces.tracing.registry import Call, Dim, Dims, broadcast, constrain_all, handles, merge_origins
 
 

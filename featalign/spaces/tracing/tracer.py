@@ -27,8 +27,10 @@ from featalign.spaces.tracing.shapes import permute, reshape, transpose
 
 _RESHAPES_IN_PLACE = {"unsqueeze", "squeeze", "t", "transpose", "swapaxes"}
 _CONSTANTS = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
-_RANDOM = {"bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "normal",
-           "uniform", "multinomial", "exponential", "poisson", "native_dropout", "rrelu_with_noise", "random"}  # fmt: skip
+_RANDOM = {
+    *("bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "normal"),
+    *("uniform", "multinomial", "exponential", "poisson", "native_dropout", "rrelu_with_noise", "random"),
+}
 _READS_DATA = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique2", "equal"}
 
 
@@ -209,7 +211,9 @@ class Tracer(TorchDispatchMode):
         for dim in loose:
             dim.constrain(Symmetry.PINNED)
         if loose:
-            self.warn(f"operation '{call.name}' in {self.where} is not understood: the axes it touches keep their basis")
+            self.warn(
+                f"operation '{call.name}' in {self.where} is not understood: the axes it touches keep their basis"
+            )
         return [pinned_dims(out) if isinstance(out, torch.Tensor) else () for out in outs]
 
     def reconcile(self, before: Value, dims: Dims) -> None:
