@@ -8,31 +8,20 @@ import torch
 from torch import nn
 
 from featalign.align.maps import Alignment, SpaceMap
+from featalign.data.inputs import Inputs
 from featalign.errors import SpaceMismatch
 from featalign.spaces.apply import moved, unit_rows
-from featalign.spaces.capture import Inputs, fitting_batch, stream
+from featalign.spaces.capture import fitting_batch, stream
 from featalign.spaces.graph import Site, Space, SpaceGraph
 from featalign.spaces.moments import CrossMoments
 from featalign.transport import solve
 from featalign.transport.plan import Plan
 
 
-def pre_site(space: Space) -> Site:
-    """Where the space is read before its nonlinearity; raises `SpaceMismatch` when tracing found no such place."""
-    if space.pre is None:
-        raise SpaceMismatch(f"space '{space.name}' has no site to read activations from; give a hand-written graph")
-    return space.pre
-
-
-def post_site(space: Space) -> Site:
-    """Where the space is read after its nonlinearity (the same place when it has none)."""
-    return space.post or pre_site(space)
-
-
 def cross_moments(
     source: nn.Module,
     target: nn.Module,
-    probe: Inputs,
+    probe: Inputs | torch.Tensor,
     sites: Sequence[Site],
     target_sites: Sequence[Site] | None = None,
 ) -> list[CrossMoments]:
@@ -47,14 +36,16 @@ def cross_moments(
     return moments
 
 
-def align_by_activations(source: nn.Module, target: nn.Module, graph: SpaceGraph, probe: Inputs) -> Alignment:
+def align_by_activations(
+    source: nn.Module, target: nn.Module, graph: SpaceGraph, probe: Inputs | torch.Tensor
+) -> Alignment:
     """Match units by the Euclidean distance of their pre-activations over the probe (`acts` of OTFusion).
 
     Exact transport per space, uniform masses: an assignment for equal widths, a soft map for unequal ones.
     """
     spaces = graph.hidden
     plans: dict[str, Plan] = {}
-    for space, moment in zip(spaces, cross_moments(source, target, probe, [pre_site(space) for space in spaces])):
+    for space, moment in zip(spaces, cross_moments(source, target, probe, [space.before for space in spaces])):
         plans[space.name] = solve(moment.squared_distances.sqrt(), method="exact")
     return Alignment({space.name: SpaceMap.from_plan(plans[space.name]) for space in spaces}, plans)
 

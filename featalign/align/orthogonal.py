@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from featalign.align.feature import FeatureMatch, decode_by_symmetry
 from featalign.align.maps import SpaceMap
 from featalign.align.weights import match_weights
+from featalign.data.inputs import Inputs
 from featalign.dictionaries.basis import Basis
 from featalign.errors import SpaceMismatch
-from featalign.spaces.capture import Inputs, stream
-from featalign.spaces.graph import Site, Space, SpaceGraph, Symmetry
+from featalign.spaces.capture import stream
+from featalign.spaces.graph import Space, SpaceGraph, Symmetry
 from featalign.spaces.moments import CrossMoments
 
 
@@ -24,12 +23,12 @@ def polar(cross: torch.Tensor, residual: float = float("nan")) -> SpaceMap:
     return SpaceMap(rotation, rotation.T.contiguous(), Symmetry.ORTHOGONAL, residual)
 
 
-def stream_moments(source: nn.Module, target: nn.Module, space: Space, probe: Inputs) -> CrossMoments:
+def stream_moments(source: nn.Module, target: nn.Module, space: Space, probe: Inputs | torch.Tensor) -> CrossMoments:
     """Joint moments of a space over every site where it is seen whole: a residual stream is read at every depth.
 
     Raises `SpaceMismatch` when no site shows the whole space.
     """
-    sites: Sequence[Site] = [site for site in space.sites if site.size is None and site.side == "out"]
+    sites = space.whole_sites
     if not sites:
         raise SpaceMismatch(f"space '{space.name}' is seen whole at no module's output; give a hand-written graph")
     moments = CrossMoments()
@@ -40,7 +39,9 @@ def stream_moments(source: nn.Module, target: nn.Module, space: Space, probe: In
     return moments
 
 
-def procrustes_activations(source: nn.Module, target: nn.Module, space: Space, probe: Inputs) -> SpaceMap:
+def procrustes_activations(
+    source: nn.Module, target: nn.Module, space: Space, probe: Inputs | torch.Tensor
+) -> SpaceMap:
     """Rotation that explains most of the target's activations by the source's, uncentred (rotations fix the origin)."""
     moments = stream_moments(source, target, space, probe)
     second = moments.covariance_ab + torch.outer(moments.mean_a, moments.mean_b)

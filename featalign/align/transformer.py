@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.neuron import cross_moments, post_site, pre_site
+from featalign.align.neuron import cross_moments
 from featalign.align.orthogonal import polar, procrustes_activations, procrustes_weights, stream_moments
+from featalign.data.inputs import Inputs
 from featalign.errors import BadOption, SpaceMismatch
+from featalign.spaces import trace
 from featalign.spaces.apply import moved_tensor, pieces_of
-from featalign.spaces.capture import Inputs
-from featalign.spaces.check import outputs_of
+from featalign.spaces.capture import outputs_of
 from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
 from featalign.transport import solve
 
@@ -55,7 +56,7 @@ def fold_norms(module: nn.Module, example: Any) -> nn.Module:
     result = copy.deepcopy(module)
     norms = {name: part for name, part in result.named_modules() if isinstance(part, nn.LayerNorm)}
     readers = _readers(result, norms, example)
-    graph = SpaceGraph.trace(result, example)
+    graph = trace(result, example)
     centred = {
         space.name: _Centring(space.size)
         for space in graph.hidden
@@ -166,7 +167,7 @@ def align_transformer(
     source: nn.Module,
     target: nn.Module,
     graph: SpaceGraph,
-    probe: Inputs,
+    probe: Inputs | torch.Tensor,
     stream_map: str | StreamMap = "activations",
 ) -> TransformerAlignment:
     """Align two transformers of one architecture, norms already folded (`fold_norms`).
@@ -199,7 +200,12 @@ def align_transformer(
 
 
 def _stream_map(
-    kind: str | StreamMap, source: nn.Module, target: nn.Module, graph: SpaceGraph, space: Space, probe: Inputs
+    kind: str | StreamMap,
+    source: nn.Module,
+    target: nn.Module,
+    graph: SpaceGraph,
+    space: Space,
+    probe: Inputs | torch.Tensor,
 ) -> SpaceMap:
     if callable(kind):
         return kind(space)
@@ -212,8 +218,8 @@ def _stream_map(
     raise BadOption(f"unknown stream map '{kind}'; choices: activations, weights, permutation, or a function")
 
 
-def _unit_map(source: nn.Module, target: nn.Module, space: Space, probe: Inputs) -> SpaceMap:
-    moment = cross_moments(source, target, probe, [pre_site(space)])[0]
+def _unit_map(source: nn.Module, target: nn.Module, space: Space, probe: Inputs | torch.Tensor) -> SpaceMap:
+    moment = cross_moments(source, target, probe, [space.before])[0]
     return SpaceMap.from_plan(solve(moment.squared_distances.sqrt(), method="exact"))
 
 
@@ -279,7 +285,7 @@ def _write_heads(tensor: torch.Tensor, axes: tuple[Axis, Axis], count: int, size
 
 
 def align_softly(
-    source: nn.Module, target: nn.Module, graph: SpaceGraph, probe: Inputs, epsilon: float = 0.05
+    source: nn.Module, target: nn.Module, graph: SpaceGraph, probe: Inputs | torch.Tensor, epsilon: float = 0.05
 ) -> Alignment:
     """Soft alignment of every space by entropic transport on activations (Imfeld et al. 2024, transformer fusion).
 
@@ -288,7 +294,7 @@ def align_softly(
     """
     maps, plans = {}, {}
     for space in graph.hidden:
-        moment = cross_moments(source, target, probe, [post_site(space)])[0]
+        moment = cross_moments(source, target, probe, [space.after])[0]
         cost = moment.squared_distances.sqrt()
         plans[space.name] = solve(cost, method="sinkhorn", eps=epsilon)
         maps[space.name] = SpaceMap.from_plan(plans[space.name])

@@ -10,7 +10,7 @@ import torch
 
 from featalign.align.feature import FeatureMatch, decode_by_symmetry, fold, match_features, re_express
 from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.neuron import align_by_activations, align_by_weights, post_site, pre_site
+from featalign.align.neuron import align_by_activations, align_by_weights
 from featalign.dictionaries.basis import Basis
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.fuse.problem import FusionProblem, Held
@@ -116,7 +116,7 @@ def feature_reexpress(problem: FusionProblem) -> Proposal:
     for (k, name), match in start.matches.items():
         space = problem.graph[name]
         bases = _bases(problem.dictionaries, space, len(problem.clients))
-        pre, post = pre_site(space), post_site(space)
+        pre, post = space.before, space.after
         batches = ((held[reference][post], held[reference][pre]) for _, held, _ in problem.activations())
         expressions[k, name] = re_express(match, bases[k], bases[reference], batches)
 
@@ -124,7 +124,7 @@ def feature_reexpress(problem: FusionProblem) -> Proposal:
         space = problem.graph[layer.writes]
         if space.pinned:
             return map_targets(start.alignments)(problem, layer, held)
-        pre, post = pre_site(space), post_site(space)
+        pre, post = space.before, space.after
         own = held[reference][pre].double()
         total = problem.mixing[reference] * own
         for k, weight in enumerate(problem.mixing):
@@ -155,7 +155,7 @@ def feature_matches(problem: FusionProblem) -> dict[tuple[int, str], FeatureMatc
     kept = problem.memory.matches
     for space in problem.graph.hidden:
         bases = _bases(problem.dictionaries, space, len(problem.clients))
-        post = post_site(space)
+        post = space.after
         for k in range(len(problem.clients)):
             if k != problem.reference and (k, space.name) not in kept:
                 pairs = ((held[k][post], held[problem.reference][post]) for _, held, _ in problem.activations())

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from featalign.align.feature import FeatureMatch
-from featalign.align.neuron import post_site, pre_site
 from featalign.dictionaries.basis import Basis
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.errors import ArchitectureMismatch, BadOption, NotFinite, ProbeError
@@ -87,9 +86,9 @@ class FusionProblem:
     @cached_property
     def sites(self) -> list[Site]:
         """Every site of the clients that targets are built from: layer outputs and post-activations of spaces."""
-        found = [Site(layer.module, "out") for layer in self.graph.layers]
+        found = [Site(layer.module, "out") for layer in self.graph.layers if layer.calls]
         for space in self.graph.hidden:
-            found += [pre_site(space), post_site(space)]
+            found += [space.before, space.after]
         return list(dict.fromkeys(found))
 
     @cached_property

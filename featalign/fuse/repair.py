@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from featalign.align.maps import Alignment
+from featalign.data.inputs import Inputs
 from featalign.errors import ProbeError
 from featalign.fuse.problem import FusionProblem
 from featalign.spaces import affine
 from featalign.spaces.apply import gains
-from featalign.spaces.capture import Inputs, batches, evaluating, stream, units_last
+from featalign.spaces.capture import evaluating, stream, units_last
 from featalign.spaces.graph import Layer, Site
 from featalign.spaces.moments import Moments
 
@@ -56,7 +57,7 @@ def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     return [part for part in module.modules() if isinstance(part, kind) and part.track_running_stats]
 
 
-def re_estimate(module: nn.Module, inputs: Inputs, batch_size: int = 500) -> int:
+def re_estimate(module: nn.Module, inputs: Inputs | torch.Tensor, batch_size: int = 500) -> int:
     """Estimate the running statistics of every batch normalisation again, in place; returns how many there are.
 
     Statistics are means over batches of those of each batch, which is what training would converge to.
@@ -70,8 +71,8 @@ def re_estimate(module: nn.Module, inputs: Inputs, batch_size: int = 500) -> int
             norm.reset_running_stats()
             norm.momentum = None  # cumulative average
             norm.train()
-        for batch in batches(inputs, batch_size):
-            module(batch)
+        for batch in Inputs.of(inputs).batched(batch_size):
+            batch.run(module)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     return len(norms)

@@ -13,7 +13,6 @@ from torch import nn
 
 from featalign.align.feature import FeatureMatch
 from featalign.align.maps import Alignment
-from featalign.align.neuron import post_site, pre_site
 from featalign.fuse.methods import METHODS, Proposal, require_widths
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.refit import LayerFit, map_targets, refit
@@ -153,8 +152,8 @@ def ledger(problem: FusionProblem, alignments: Sequence[Alignment]) -> dict[str,
         for space in problem.graph.hidden:
             space_map = alignments[k].maps[space.name]
             out, into = space_map.out.double(), space_map.into.double()
-            pre, post = held[k][pre_site(space)].double(), held[k][post_site(space)].double()
-            target = held[problem.reference][post_site(space)].double()
+            pre, post = held[k][space.before].double(), held[k][space.after].double()
+            target = held[problem.reference][space.after].double()
             mean = means.setdefault(space.name, target.mean(0))
             moved_post = post @ out.T
             entry = sums.setdefault(

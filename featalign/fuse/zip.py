@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.neuron import pre_site
 from featalign.align.pool import reading_map, select_columns
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.fuse.head import log_mixture
@@ -28,7 +27,7 @@ PreUnits = Callable[[Held, int, Space], torch.Tensor]
 
 def neuron_units(held: Held, client: int, space: Space) -> torch.Tensor:
     """Pre-activations of a client's own units, `[samples, n]`."""
-    return held[pre_site(space)]
+    return held[space.before]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def zip_features(problem: FusionProblem) -> Proposal:
         if bases is None:
             raise BadOption(f"space '{space.name}' has no transcoders; train them before 'feature-zip'")
         basis = bases[client]
-        return held[pre_site(space)] @ basis.W_enc + basis.b_enc
+        return held[space.before] @ basis.W_enc + basis.b_enc
 
     chosen, _ = choose_units(problem, latents, "transcoders")
 
