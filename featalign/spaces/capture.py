@@ -122,9 +122,7 @@ def require_module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
 def _rows(module: nn.Module, site: Site, calls: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
     """`[samples, units]` of all calls, float32 or float64."""
     if not calls:
-        raise SpaceMismatch(
-            f"nothing is seen at '{site}': the module does not run by itself, or takes and returns no plain tensor there"
-        )
+        raise SpaceMismatch(f"nothing is seen at '{site}': it does not run by itself, or passes no plain tensor there")
     part = module.get_submodule(site.module)
     channels = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
     parts = []
@@ -148,7 +146,7 @@ def fitting_batch(module: nn.Module, inputs: Any, sites: Sequence[Site]) -> int:
     if not inputs.sized:
         return BATCH
     count = min(2, len(inputs))
-    _, held = next(stream(module, inputs.example(count), sites))
+    _, held = next(stream(module, [inputs.example(count)], sites))
     size = sum(tensor.nbytes for tensor in held.values()) // count
     return max(16, min(BATCH, BATCH_BYTES // max(size, 1)))
 

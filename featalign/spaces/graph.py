@@ -166,7 +166,7 @@ class Layer:
     """An affine layer (`weight`, perhaps `bias`) that reads one space and writes another: the unit of the refit.
 
     `calls` counts how often the module ran on the example: more than one for shared layers, whose activations are those
-    of all calls; none where only its weight is used (projections inside `nn.MultiheadAttention`): nothing to read there.
+    of all calls; none where only its weight is used (projections inside `nn.MultiheadAttention`): nothing to read.
     """
 
     module: str

@@ -18,8 +18,8 @@ def apply_nonlinearity(space: Space, pre: torch.Tensor) -> torch.Tensor:
     """
     if space.nonlinearity is None:
         raise SpaceMismatch(
-            f"what lies between '{space.before}' and '{space.after}' of space '{space.name}' is no elementwise function "
-            "of one number (a gate, a normalisation or learned slopes): compare activations behind it instead"
+            f"what lies between '{space.before}' and '{space.after}' of space '{space.name}' is no elementwise "
+            "function of one number (a gate, a normalisation or learned slopes): compare activations behind it instead"
         )
     results = [pre]
     for step in space.nonlinearity:
