@@ -8,18 +8,28 @@ from typing import Any
 
 from torch import nn
 
-from featalign.spaces.axes import Node, Place, places
-from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry
-from featalign.spaces.handlers import Origin
-from featalign.spaces.trace import Tracer, Version, run
+from featalign.spaces.graph import Axis, Layer, Space, SpaceGraph, Symmetry
+from featalign.spaces.tracing.axes import Node, Place, places
+from featalign.spaces.tracing.registry import Origin
+from featalign.spaces.tracing.running import run
+from featalign.spaces.tracing.sites import Views, before_and_after, sightings_by_leaf
+from featalign.spaces.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
 
 
 def trace(module: nn.Module, example: Any, partial: bool = False) -> SpaceGraph:
-    """`SpaceGraph.trace` (see there)."""
+    """Find the spaces of any module by running it once on an example.
+
+    Args:
+        example: a tensor `[samples, ...]`, a tuple of positional or a mapping of keyword arguments.
+        partial: accept control flow that depends on the data and trace the branch the example takes.
+
+    What is not understood keeps its basis and is named in `warnings`. Raises `TraceError` when the module fails on the
+    example, reads its own data, draws random numbers, or returns no tensor.
+    """
     tracer = run(module, example, partial)
-    graph = Assembly(module, tracer).graph(example)
+    graph = Assembly(module, tracer).graph()
     for warning in graph.warnings:
         log.warning(warning)
     return graph
@@ -31,7 +41,6 @@ class Draft:
     def __init__(self, name: str, size: int, symmetry: Symmetry):
         self.name, self.size, self.symmetry = name, size, symmetry
         self.axes: dict[str, list[Axis]] = {"writer": [], "reader": [], "scale": []}
-        self.sites: list[tuple[Site, Version]] = []
 
 
 class Assembly:
@@ -46,7 +55,7 @@ class Assembly:
         for name, tensor in module.state_dict(keep_vars=True).items():
             self.aliases.setdefault(id(tensor), []).append(name)
 
-    def graph(self, example: Any) -> SpaceGraph:
+    def graph(self) -> SpaceGraph:
         """The finished graph."""
         axes = [
             (name, k, dim.node)
@@ -64,12 +73,13 @@ class Assembly:
                         self.draft(name, k, node)
         for name, k, node in axes:
             self.place(name, k, node)
-        self.see()
+        views = sightings_by_leaf(self.module, self.tracer)
         order = {name: index for index, name in enumerate(self.tracer.used)}
         drafts = sorted(self.drafts.values(), key=lambda draft: self.rank(draft, order))
         layers = tuple(self.layers())
-        spaces = tuple(self.finish(draft) for draft in drafts)
-        return SpaceGraph(spaces, layers, tuple(self.tracer.warnings), self.module, example)
+        leaf_of = {id(draft): key[0] for key, draft in self.drafts.items() if len(key) == 1}
+        spaces = tuple(self.finish(draft, views.get(leaf_of.get(id(draft), 0), [])) for draft in drafts)
+        return SpaceGraph(spaces, layers, tuple(self.tracer.warnings))
 
     def role(self, name: str, k: int) -> str:
         """How a parameter dimension takes part in its space."""
@@ -144,63 +154,21 @@ class Assembly:
                     for role in ("reader", "writer")}  # fmt: skip
             if ends["reader"] and ends["writer"]:
                 widest = {role: max(drafts, key=lambda draft: draft.size) for role, drafts in ends.items()}
-                yield Layer(module, widest["reader"].name, widest["writer"].name)
+                yield Layer(module, widest["reader"].name, widest["writer"].name, self.tracer.calls.get(module, 0))
 
-    def see(self) -> None:
-        """File every module boundary at which a space was seen; modules that run twice are ambiguous."""
-        for sighting in self.tracer.sightings:
-            if self.tracer.calls[sighting.module] > 1 or not sighting.module:
-                continue
-            for k, dim in enumerate(sighting.dims):
-                if k == 0 or dim.node is None:
-                    continue
-                for place in places(dim.node):
-                    draft, whole = self.drafts.get((id(place.leaf),)), dim.node.root is place.leaf
-                    if draft is not None and place.exact:
-                        site = self.site(sighting.module, sighting.side, k, len(sighting.dims), place, whole)
-                        draft.sites.append((site, sighting.version))
-
-    def site(self, module: str, side: str, dim: int, rank: int, place: Place, whole: bool) -> Site:
-        """A site; its dimension is left out where the module's type says it."""
-        part = self.module.get_submodule(module)
-        channels = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
-        usual = 1 if channels and rank > 2 else rank - 1
-        if whole:
-            return Site(module, side, None if dim == usual else dim)
-        return Site(module, side, dim, place.leaf.size, place.repeat, place.tile, place.offset)
-
-    def finish(self, draft: Draft) -> Space:
+    def finish(self, draft: Draft, views: Views) -> Space:
         """The space, with its places before and after the last nonlinearity."""
-        pre, post = self.before_and_after(draft)
-        sites = tuple(dict.fromkeys(site for site, _ in draft.sites))
+        pre, post, steps = before_and_after(views, self.tracer)
         axes = {role: tuple(found) for role, found in draft.axes.items()}
         return Space(
-            draft.name, draft.size, axes["writer"], axes["reader"], draft.symmetry, pre, post, axes["scale"], sites
+            draft.name,
+            draft.size,
+            axes["writer"],
+            axes["reader"],
+            draft.symmetry,
+            pre,
+            post,
+            axes["scale"],
+            tuple(dict.fromkeys(site for site, _ in views)),
+            steps,
         )
-
-    def before_and_after(self, draft: Draft) -> tuple[Site | None, Site | None]:
-        """`post` is the last tensor in which the space is seen, `pre` the input of the nonlinearity before it.
-
-        Both have the same positions: where a pooling follows, `post` is the nonlinearity's own output, and where no
-        module shows that, `pre` is `post`.
-        """
-        if not draft.sites:
-            return None, None
-        rows = {version: self.tracer.entries[version] for _, version in draft.sites}
-
-        def first(version: Version) -> Site | None:
-            same = [site for site, seen in draft.sites if seen == version]
-            return min(same, key=lambda site: (site.size is not None, site.side != "out"), default=None)
-
-        last = draft.sites[-1][1]
-        found = [
-            (clock, before, after)
-            for before, (after, clock) in self.tracer.nonlinear.items()
-            if before in rows and before != last
-        ]
-        if not found:
-            return first(last), first(last)
-        _, before, after = max(found)
-        if rows[before] == rows[last]:
-            return first(before), first(last)
-        return (first(before), first(after)) if after in rows else (first(last), first(last))

@@ -11,24 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from featalign.spaces.graph import Symmetry
-
-_RANK = {
-    Symmetry.PINNED: 0,
-    Symmetry.PERMUTATION: 1,
-    Symmetry.SCALED_PERMUTATION: 2,
-    Symmetry.ORTHOGONAL: 2,
-    Symmetry.LINEAR: 3,
-}
-
-
-def meet(a: Symmetry, b: Symmetry) -> Symmetry:
-    """The largest symmetry contained in both."""
-    if a is b:
-        return a
-    if _RANK[a] == _RANK[b]:
-        return Symmetry.PERMUTATION  # scaled permutations and rotations have only permutations in common
-    return min(a, b, key=lambda symmetry: _RANK[symmetry])
+from featalign.spaces.graph import Symmetry, meet
 
 
 class Node:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from featalign.spaces.axes import Node, product, regroup, unite
 from featalign.spaces.graph import Symmetry
-from featalign.spaces.handlers import Call, Dim, Dims, Value, broadcast, constrain_all, handles, uniform
+from featalign.spaces.tracing.axes import Node, product, regroup, unite
+from featalign.spaces.tracing.elementwise import uniform
+from featalign.spaces.tracing.registry import Call, Dim, Dims, Value, broadcast, constrain_all, handles
 
 
 def _moved(sizes: tuple[int, ...], old: Dims, kept: bool) -> Dims:

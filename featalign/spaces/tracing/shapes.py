@@ -7,9 +7,9 @@ from math import prod
 
 import torch
 
-from featalign.spaces.axes import Node, concatenation, divide, regroup
 from featalign.spaces.graph import Symmetry
-from featalign.spaces.handlers import Call, Dim, Dims, broadcast, constrain_all, handles, merge_origins
+from featalign.spaces.tracing.axes import Node, concatenation, divide, regroup
+from featalign.spaces.tracing.registry import Call, Dim, Dims, broadcast, constrain_all, handles, merge_origins
 
 
 def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:

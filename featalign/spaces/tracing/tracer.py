@@ -6,8 +6,7 @@ no symbolic proxies, no rewriting, the branch taken by the example.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,35 +14,24 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import featalign.spaces.tracing.layers
+import featalign.spaces.tracing.products  # noqa: F401 - handlers file themselves
 from featalign.errors import TraceError
-from featalign.spaces import handlers_layers  # noqa: F401 - registers itself
-from featalign.spaces.axes import Node, unite
-from featalign.spaces.capture import evaluating
 from featalign.spaces.graph import Symmetry
-from featalign.spaces.handlers import (
-    HANDLERS,
-    Call,
-    Dim,
-    Dims,
-    Origin,
-    Value,
-    elementwise,
-    homogeneous,
-    leaky,
-    pinned_dims,
-    power,
-    same,
-)
-from featalign.spaces.handlers_shape import permute, reshape, transpose
-
-log = logging.getLogger(__name__)
+from featalign.spaces.structures import tensors_in
+from featalign.spaces.tracing.axes import Node, unite
+from featalign.spaces.tracing.elementwise import elementwise, homogeneous, leaky, power, same
+from featalign.spaces.tracing.expressions import Made, Version
+from featalign.spaces.tracing.registry import HANDLERS, Call, Dim, Dims, Origin, Value, pinned_dims
+from featalign.spaces.tracing.shapes import permute, reshape, transpose
 
 _RESHAPES_IN_PLACE = {"unsqueeze", "squeeze", "t", "transpose", "swapaxes"}
 _CONSTANTS = {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
+_RANDOM = {
+    *("bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "normal"),
+    *("uniform", "multinomial", "exponential", "poisson", "native_dropout", "rrelu_with_noise", "random"),
+}
 _READS_DATA = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique2", "equal"}
-
-
-Version = tuple[int, int]  # a tensor's id and how often it was written in place
 
 
 @dataclass(frozen=True)
@@ -54,17 +42,8 @@ class Sighting:
     side: str
     version: Version
     dims: Dims
-
-
-def tensors_in(structure: Any) -> list[torch.Tensor]:
-    """Tensors of nested tuples, lists and mappings, in order; other objects (caches) are skipped."""
-    if isinstance(structure, torch.Tensor):
-        return [structure]
-    if isinstance(structure, Mapping):
-        structure = list(structure.values())
-    if isinstance(structure, (tuple, list)):
-        return [tensor for item in structure for tensor in tensors_in(item)]
-    return []
+    tensor: torch.Tensor
+    call: int
 
 
 class Tracer(TorchDispatchMode):
@@ -78,6 +57,8 @@ class Tracer(TorchDispatchMode):
         self.storages: dict[int, list[Value]] = {}
         self.roles: dict[Origin, set[str]] = {}
         self.nonlinear: dict[Version, tuple[Version, int]] = {}  # input of a nonlinearity -> result, and when
+        self.made: dict[Version, Made] = {}
+        self.random: dict[str, str] = {}  # module -> operation that drew random numbers in it
         self.versions: dict[int, int] = {}
         self.views: dict[Version, Version] = {}
         self.entries: dict[Version, int] = {}
@@ -122,6 +103,11 @@ class Tracer(TorchDispatchMode):
         """Keep a warning once."""
         self.warnings.setdefault(message)
 
+    @property
+    def where(self) -> str:
+        """The module that runs, for messages."""
+        return f"'{self.stack[-1]}'" if self.stack and self.stack[-1] else "the module itself"
+
     # recording
 
     def record(self, tensor: torch.Tensor, dims: Dims, weight: bool = False, tainted: bool = True) -> Value:
@@ -160,12 +146,15 @@ class Tracer(TorchDispatchMode):
         if name.rstrip("_") in _READS_DATA or name in _READS_DATA:
             self.read_data(name, known)
         in_place = name.endswith("_") and not name.startswith("__")
+        if name.rstrip("_") in _RANDOM:
+            self.random.setdefault(self.where, name.rstrip("_"))
         before = self.values.get(id(args[0])) if in_place and args else None
         out = func(*args, **kwargs)
         if known and name not in _CONSTANTS:
             self.clock += 1
             pointwise = torch.Tag.pointwise in func.tags
-            call = Call(name.rstrip("_") if in_place else name, tuple(args), kwargs, out, self, pointwise, tensors)
+            plain = name.rstrip("_") if in_place else name
+            call = Call(plain, tuple(args), kwargs, out, self, pointwise, tensors, f"{plain}.{func._overloadname}")
             self.apply(call, known, before, in_place)
         return out
 
@@ -180,11 +169,8 @@ class Tracer(TorchDispatchMode):
         if results is None:
             results = self.give_up(call, outs)
         rows = results if isinstance(results, list) else [results]
-        if handler in (elementwise, homogeneous, leaky, power) and isinstance(outs[0], torch.Tensor):
-            seen = [self.version(tensor) for tensor in call.tensors]
-            if in_place:
-                self.versions[id(outs[0])] = self.versions.get(id(outs[0]), 0) + 1
-            self.nonlinear.update({version: (self.version(outs[0]), self.clock) for version in seen})
+        if isinstance(outs[0], torch.Tensor):
+            self.follow(call, handler in (elementwise, homogeneous, leaky, power), in_place)
         if handler in (reshape, permute, transpose, same) and call.name != "neg" and isinstance(outs[0], torch.Tensor):
             contents = self.version(call.args[0])
             if contents != (id(outs[0]), self.versions.get(id(outs[0]), 0)):
@@ -199,6 +185,19 @@ class Tracer(TorchDispatchMode):
             weight = not data and all(dim.origins or dim.node is None for dim in row)
             self.record(out, row, weight, tainted).square = self.is_square(call)
 
+    def follow(self, call: Call, nonlinear: bool, in_place: bool) -> None:
+        """Note how a tensor came to be, and that an elementwise function was applied."""
+        seen = {id(tensor): self.version(tensor) for tensor in call.tensors}
+        out = call.out[0] if isinstance(call.out, (tuple, list)) else call.out
+        if in_place and call.name not in _RESHAPES_IN_PLACE:
+            self.versions[id(out)] = self.versions.get(id(out), 0) + 1
+        result = self.version(out)
+        if nonlinear:
+            self.nonlinear.update({version: (result, self.clock) for version in seen.values()})
+        if (nonlinear or call.pointwise) and call.name not in _RANDOM:
+            constants = frozenset(key for key in seen if key not in self.values or not self.values[key].tainted)
+            self.made[result] = Made(call.operation, call.args, call.kwargs, seen, constants)
+
     @staticmethod
     def is_square(call: Call) -> bool:
         """Whether the result is an elementwise square whose constraint is deferred."""
@@ -212,8 +211,9 @@ class Tracer(TorchDispatchMode):
         for dim in loose:
             dim.constrain(Symmetry.PINNED)
         if loose:
-            where = f" in '{self.stack[-1]}'" if self.stack and self.stack[-1] else ""
-            self.warn(f"operation '{call.name}'{where} is not understood: the axes it touches keep their basis")
+            self.warn(
+                f"operation '{call.name}' in {self.where} is not understood: the axes it touches keep their basis"
+            )
         return [pinned_dims(out) if isinstance(out, torch.Tensor) else () for out in outs]
 
     def reconcile(self, before: Value, dims: Dims) -> None:
@@ -246,8 +246,7 @@ class Tracer(TorchDispatchMode):
             fresh = pinned_dims(value.tensor)
             for dim in value.dims:
                 if dim.node is not None and not dim.node.pinned:
-                    where = self.stack[-1] if self.stack else ""
-                    self.warn(f"an in-place write in '{where}' is not followed: what it touches keeps its basis")
+                    self.warn(f"an in-place write in {self.where} is not followed: what it touches keeps its basis")
                 dim.constrain(Symmetry.PINNED)
             value.dims = tuple(d if d.node is not None else p for d, p in zip(value.dims, fresh, strict=True))
 
@@ -255,8 +254,7 @@ class Tracer(TorchDispatchMode):
         """The program looked at numbers that depend on the input: what it did next may be another branch elsewhere."""
         if not any(value.tainted for value in known):
             return
-        where = self.stack[-1] if self.stack and self.stack[-1] else "the module itself"
-        message = f"control flow in '{where}' depends on the data ('{name}')"
+        message = f"control flow in {self.where} depends on the data ('{name}')"
         if not self.partial:
             raise TraceError(f"{message}; pass partial=True to trace the branch the example takes, or pass a graph")
         self.warn(f"{message}: only the branch taken by the example was traced")
@@ -284,45 +282,9 @@ class Tracer(TorchDispatchMode):
 
     def sight(self, name: str, side: str, structure: Any) -> None:
         """Note the first tensor at a boundary (that is what capture reads)."""
-        tensors = tensors_in(structure)[:1]
-        for tensor in tensors:
+        for tensor in tensors_in(structure)[:1]:
             value = self.values.get(id(tensor))
             if value is not None:
                 self.entries[self.version(tensor)] = tensor.numel()
-                self.sightings.append(Sighting(name, side, self.version(tensor), value.dims))
-
-
-def run(module: nn.Module, example: Any, partial: bool = False) -> Tracer:
-    """Run `module` once on `example` (a tensor, a tuple of arguments or a mapping of keyword arguments).
-
-    Raises `TraceError` when the module fails on the example or reads its own data.
-    """
-    tracer = Tracer(module, partial)
-    args = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
-    kwargs = dict(example) if isinstance(example, Mapping) else {}
-    inputs = tensors_in([list(args), kwargs])
-    if not inputs:
-        raise TraceError("the example holds no tensor; pass a tensor, a tuple of arguments or a dict of keywords")
-    tracer.pin_input(inputs)
-    handles = []
-    for name, part in module.named_modules():
-        handles.append(part.register_forward_pre_hook(tracer.enter(name)))
-        handles.append(part.register_forward_hook(tracer.leave(name)))
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with evaluating(module), tracer:
-            outputs = module(*args, **kwargs)
-    except TraceError:
-        raise
-    except Exception as error:
-        where = tracer.stack[-1] if tracer.stack and tracer.stack[-1] else type(module).__name__
-        raise TraceError(f"'{where}' failed on the example input: {type(error).__name__}: {error}") from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for handle in handles:
-            handle.remove()
-    for tensor in tensors_in(outputs):
-        for dim in tracer.value(tensor).dims:
-            dim.constrain(Symmetry.PINNED)
-    return tracer
+                seen = Sighting(name, side, self.version(tensor), value.dims, tensor, self.calls[name])
+                self.sightings.append(seen)
