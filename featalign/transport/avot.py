@@ -16,7 +16,7 @@ import scipy.sparse
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from featalign.errors import BadOption, InfeasibleError, TransportError
-from featalign.transport.problem import MASS_TOLERANCE, as_masses
+from featalign.transport.checks import MASS_TOLERANCE, as_masses
 
 FLOW_UNITS = 2**30  # one unit of mass in the integers of the flow solver
 FEASIBLE = 1e-8  # mass that may stay undelivered by the rounding of the flow
