@@ -85,9 +85,7 @@ def fused_gromov(
         _solve(ca, cb, a, b, linear, alpha, eps, start, max_iterations, tolerance)
         for start in (np.outer(a, b) / b.sum(), below.dense())
     ]
-    if (
-        alpha < 1 and eps is None
-    ):  # costs of very different sizes can lead the descent astray: never end above the second start
+    if alpha < 1 and eps is None:  # costs of very different sizes lead the descent astray; the start is an end too
         ends.append((_value(ca, cb, linear, alpha, below.dense()), below.dense(), 0))
     value, coupling, iterations = min(ends, key=lambda end: end[0])
     name = ("fused " if alpha < 1 else "") + ("entropic " if eps is not None else "") + "Gromov"

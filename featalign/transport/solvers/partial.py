@@ -117,8 +117,6 @@ def _clipped_assignment(cost: np.ndarray, a: np.ndarray, b: np.ndarray, tau: flo
 def _clipped_simplex(cost: np.ndarray, a: np.ndarray, b: np.ndarray, tau: float) -> Plan:
     """The side with more mass sends its surplus to a dummy at no cost."""
     clipped, surplus = np.minimum(cost, tau), a.sum() - b.sum()
-    if same_total(a.sum(), b.sum(), ROUNDING):
-        surplus = 0.0
     pad_row, pad_column = int(surplus < 0), int(surplus > 0)
     padded = np.pad(clipped, ((0, pad_row), (0, pad_column)))
     wide_a = np.append(a, [-surplus] * pad_row)
@@ -144,8 +142,7 @@ def _by_mass(cost: np.ndarray, a: np.ndarray, b: np.ndarray, mass: float) -> Pla
     wide_a, wide_b = np.append(a, spare_b), np.append(b, spare_a)
     found = simplex(padded, wide_a, wide_b * (wide_a.sum() / wide_b.sum()))
     coupling = found.coupling[:n, :m]
-    used = coupling > 0
-    paid = float((coupling[used] * padded[:n, :m][used]).sum())
+    paid = float((coupling * np.where(np.isinf(cost), 0.0, padded[:n, :m])).sum())
     proved = dual_value(found.f, found.g, wide_a, wide_b, paid)
     value, bound = (part + shift * mass for part in (paid, proved))
     reason = f"mass {mass:.6g} to match: network simplex with dummies"

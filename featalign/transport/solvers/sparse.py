@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from featalign.errors import BadOption, InfeasibleError, TransportError
 from featalign.transport.candidates import Candidates, select, sweep
 from featalign.transport.checks import ROUNDING, positive, same_total
-from featalign.transport.costs import GroundCost, never_paid
+from featalign.transport.costs import GroundCost, MaskedCost, never_paid
 from featalign.transport.duals import dual_value
 from featalign.transport.plan import Plan
 from featalign.transport.problem import Problem
@@ -46,8 +46,8 @@ def sparse(
     `max_sweeps` sweeps over it; the gap reached is in the plan. `warm`, a plan of a similar problem of the same shape,
     aims the candidates.
 
-    Raises `TransportError` on ill-posed masses, `InfeasibleError` when no plan keeps to the mask, `BadOption` on options
-    out of range.
+    Raises `TransportError` on ill-posed masses, `InfeasibleError` when no plan keeps to the mask, `BadOption` on
+    options out of range.
     """
     positive(candidates, "candidates")
     if tolerance < 0:
@@ -62,23 +62,29 @@ def sparse(
         plan = _transposed(plan)
     else:
         plan = generate_columns(cost, a, b, threshold, uniform, candidates, tolerance, max_sweeps, warm)
-    return _keep_to(problem.mask, plan, tolerance) if problem.is_masked and threshold is None else plan
+    return _keep_to(cost, plan, tolerance) if isinstance(cost, MaskedCost) and threshold is None else plan
 
 
-def _keep_to(mask: np.ndarray, plan: Plan, tolerance: float) -> Plan:
-    """The plan, if it holds nothing off the mask; forbidden pairs are so dear that it would hold nothing if it could."""
+def _keep_to(cost: MaskedCost, plan: Plan, tolerance: float) -> Plan:
+    """The plan, if it holds nothing off the mask: forbidden pairs are so dear that it would not if it could."""
     entries = scipy.sparse.coo_array(plan.coupling)
-    astray = float(entries.data[~mask[entries.row, entries.col]].sum())
-    if astray <= UNDELIVERED * float(plan.a.sum()):
+    off = ~cost.mask[entries.row, entries.col]
+    astray = float(entries.data[off].sum())
+    if astray == 0:
         return plan
+    if astray <= UNDELIVERED * float(plan.a.sum()):  # rounding, at the price of forbidden pairs
+        keep = scipy.sparse.coo_array((entries.data[~off], (entries.row[~off], entries.col[~off])), plan.shape)
+        value = plan.value - float(astray * cost.level)
+        coupling, bound = scipy.sparse.csr_array(keep), min(plan.lower_bound, value)
+        return dataclasses.replace(plan, coupling=coupling, value=value, lower_bound=bound)
     if plan.gap > max(tolerance, 1e-9) * abs(plan.value):
         raise TransportError(
             f"{plan.iterations} sweeps found no plan that keeps to the mask; raise max_sweeps or candidates, or use "
             "method='exact'"
         )
     raise InfeasibleError(
-        f"no plan keeps to the mask: about {astray:.6g} of the mass {plan.a.sum():.6g} finds no allowed pair; allow more "
-        "pairs, or use threshold="
+        f"no plan keeps to the mask: about {astray:.6g} of the mass {plan.a.sum():.6g} finds no allowed pair; allow "
+        "more pairs, or use threshold="
     )
 
 
