@@ -15,10 +15,11 @@ a lower bound on what any plan can reach, so that `gap` says how far from optima
 [[0.0, 0.25], [0.5, 0.25]]
 """
 
-from featalign.transport.avot import AvotWeights, Feasibility, feasibility
+from featalign.transport.avot import AvotWeights
 from featalign.transport.barycentre import Barycentre, fixed_barycentre, free_barycentre
 from featalign.transport.costs import COSTS, GroundCost, SemanticMoments, ground_cost
 from featalign.transport.plan import Plan
+from featalign.transport.presence import Feasibility, feasibility
 from featalign.transport.problem import Problem
 from featalign.transport.scaling import Entropic, hilbert_rate, round_to_marginals, sinkhorn
 from featalign.transport.solve import solve
