@@ -95,8 +95,9 @@ def canonical(module: nn.Module, example: Any) -> Canonical:
     for name in chosen:
         _fold(result, template, norms[name], reading.readers[name])
     _centre(result, graph, [name for name in chosen if norms[name].centring])
-    if (error := _difference(module, result, example)) > _tolerance(result):
-        return Canonical(module, notes=(*notes, f"not folded: outputs would move by {error:.2g}"))
+    moved_by = _difference(module, result, example)
+    if moved_by > _tolerance(result):
+        return Canonical(module, notes=(*notes, f"not folded: outputs would move by {moved_by:.2g}"))
     return Canonical(result.eval(), tuple(chosen), tuple(notes), template.eval(), example)
 
 
@@ -151,18 +152,19 @@ def _untie(module: nn.Module, readers: set[str]) -> list[str]:
         if users[id(layer.weight)] > 1:
             layer.weight = nn.Parameter(layer.weight.detach().clone())
             notes.append(f"'{name}' was tied and has a weight of its own now")
-            if hasattr(module, "config"):
-                module.config.tie_word_embeddings = False
+            config: Any = getattr(module, "config", None)
+            if hasattr(config, "tie_word_embeddings"):
+                config.tie_word_embeddings = False
     return notes
 
 
 def _fold(result: nn.Module, template: nn.Module, norm: Norm, readers: list[str]) -> None:
     """Move a norm's gain (and bias) into its readers; neutral parameters in the template."""
     layers: list[Any] = [result.get_submodule(name) for name in readers]
-    into_bias = norm.bias is not None and all(layer.bias is not None for layer in layers)
+    folded = norm.bias if all(layer.bias is not None for layer in layers) else None
     for layer in layers:
         weight = affine.matrix(layer).double()
-        bias = layer.bias.detach().double() + weight @ norm.bias if into_bias else None
+        bias = None if folded is None else layer.bias.detach().double() + weight @ folded
         affine.write(layer, weight * norm.gain.to(weight.device), bias)
     part: Any = template.get_submodule(norm.name)
     with torch.no_grad():
@@ -173,7 +175,7 @@ def _fold(result: nn.Module, template: nn.Module, norm: Norm, readers: list[str]
     if not norm.centring:
         result.get_submodule(norm.name).load_state_dict(part.state_dict())
         return
-    kept = None if norm.bias is None or into_bias else norm.bias / norm.gain
+    kept = None if norm.bias is None or folded is not None else norm.bias / norm.gain
     like = next(result.parameters())
     plain = RootMeanSquare(norm.eps, None if kept is None else kept.to(like))
     parent, _, child = norm.name.rpartition(".")
@@ -265,10 +267,9 @@ def _canonical_lens(module: nn.Module, example: Any) -> Canonical:
         template = _lens_like(folded, kind)
     if (error := _difference(module, result, example)) > _tolerance(result):
         return Canonical(module, notes=(f"not folded: outputs would move by {error:.2g}",))
-    names = [
-        name for name, part in template.named_modules() if type(part).__name__.startswith(("LayerNorm", "RMSNorm"))
-    ]
-    return Canonical(result, tuple(names), (), template, example)
+    kinds = ("LayerNorm", "RMSNorm")
+    names = tuple(name for name, part in template.named_modules() if type(part).__name__.startswith(kinds))
+    return Canonical(result, names, (), template, example)
 
 
 def _is_norm(parameter: str) -> bool:
