@@ -1,4 +1,4 @@
-"""Aligning pre-norm transformers: LayerNorm folded to RMSNorm, a rotated residual stream, heads as units.
+"""Aligning pre-norm transformers: a rotated residual stream, heads as units.
 
 A residual stream under RMSNorm without gains is unchanged by rotations. Heads permute as units, and inside each head
 the query-key product `W_Q W_K^T` and the output-value product `W_V W_O` are what matters: any orthogonal change of the
@@ -20,10 +20,8 @@ from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.neuron import cross_moments
 from featalign.align.orthogonal import polar, procrustes_activations, procrustes_weights, stream_moments
 from featalign.data.inputs import Inputs
-from featalign.errors import BadOption, SpaceMismatch
-from featalign.spaces import trace
+from featalign.errors import BadOption
 from featalign.spaces.apply import moved_tensor, pieces_of
-from featalign.spaces.capture import outputs_of
 from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
 from featalign.transport import solve
 
@@ -42,101 +40,6 @@ class TransformerAlignment:
 
     module: nn.Module
     alignment: Alignment
-
-
-def fold_norms(module: nn.Module, example: Any) -> nn.Module:
-    """A copy that computes the same function with RMSNorm without gains in place of every LayerNorm.
-
-    Gains and biases go into the linear layers that read each norm; what writes the residual stream is centred, so that
-    there is nothing left to subtract. Works on `nn.LayerNorm` read by `nn.Linear` alone, and on TransformerLens models.
-    Raises `SpaceMismatch` where a norm is read by anything else (the copy would not be the same function).
-    """
-    if type(module).__name__ == "HookedTransformer":
-        return _fold_lens(module)
-    result = copy.deepcopy(module)
-    norms = {name: part for name, part in result.named_modules() if isinstance(part, nn.LayerNorm)}
-    readers = _readers(result, norms, example)
-    graph = trace(result, example)
-    centred = {
-        space.name: _Centring(space.size)
-        for space in graph.hidden
-        if any(axis.parameter == f"{name}.weight" for name in norms for axis in space.scales)
-    }
-    for name, norm in norms.items():
-        for layer in readers[name]:
-            if norm.elementwise_affine:
-                if norm.bias is not None:
-                    layer.bias.data += layer.weight.data @ norm.bias.data
-                layer.weight.data *= norm.weight.data
-        parent, _, child = name.rpartition(".")
-        plain = nn.RMSNorm(norm.normalized_shape, norm.eps, elementwise_affine=False)
-        setattr(result.get_submodule(parent), child, plain.to(next(result.parameters()).dtype))
-    state = result.state_dict()
-    pieces = pieces_of(graph, centred)
-    result.load_state_dict({n: moved_tensor(t, n, pieces).to(t.dtype) for n, t in state.items()})
-    before, after = outputs_of(module, example)[0], outputs_of(result, example)[0]
-    if (error := float((after - before).abs().max() / before.abs().max())) > 1e-3:
-        raise SpaceMismatch(f"folding the norms moved the outputs by {error:.2g}: a norm is read by more than Linear")
-    return result.eval()
-
-
-class _Centring:
-    """Subtracts the mean of whatever writes a space; readers stay (a norm reads it)."""
-
-    shift = None
-
-    def __init__(self, size: int):
-        self.out = torch.eye(size, dtype=torch.float64) - 1 / size
-        self.into = torch.eye(size, dtype=torch.float64)
-
-
-def _readers(module: nn.Module, norms: dict[str, nn.LayerNorm], example: Any) -> dict[str, list[nn.Linear]]:
-    """Linear layers whose input is the output of each norm."""
-    produced: dict[int, str] = {}
-    kept: list[torch.Tensor] = []
-    found: dict[str, list[nn.Linear]] = {name: [] for name in norms}
-
-    def after(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, out: torch.Tensor) -> None:
-            produced[id(out)] = name
-            kept.append(out)  # the id stays its own while the tensor lives
-
-        return hook
-
-    def before(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        if args and id(args[0]) in produced and isinstance(layer, nn.Linear):
-            found[produced[id(args[0])]].append(layer)
-
-    handles = [norm.register_forward_hook(after(name)) for name, norm in norms.items()]
-    handles += [p.register_forward_pre_hook(before) for p in module.modules() if isinstance(p, nn.Linear)]
-    outputs_of(module, example)
-    for handle in handles:
-        handle.remove()
-    if bare := [name for name, layers in found.items() if not layers]:
-        raise SpaceMismatch(f"norm '{bare[0]}' is read by no Linear layer, so its gains cannot be folded into one")
-    return found
-
-
-def _fold_lens(module: nn.Module) -> nn.Module:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from transformer_lens import HookedTransformer
-
-        folded: Any = copy.deepcopy(module)
-        folded.load_and_process_state_dict(
-            folded.state_dict(),
-            fold_ln=True,
-            center_writing_weights=True,
-            center_unembed=False,
-            fold_value_biases=False,
-        )
-        config = copy.deepcopy(folded.cfg)
-        config.normalization_type = "RMSPre"  # with centred writers there is no mean to subtract
-        result = HookedTransformer(config)
-    result.load_state_dict(folded.state_dict(), strict=False)
-    return result.eval()
 
 
 @dataclass(frozen=True)
@@ -170,7 +73,7 @@ def align_transformer(
     probe: Inputs | torch.Tensor,
     stream_map: str | StreamMap = "activations",
 ) -> TransformerAlignment:
-    """Align two transformers of one architecture, norms already folded (`fold_norms`).
+    """Align two transformers of one architecture, in canonical form (`spaces.canonical`).
 
     Args:
         stream_map: of rotation-symmetric spaces: "activations" or "weights" (Procrustes), "permutation" (the best
