@@ -131,14 +131,8 @@ def train(
                     losses.append(total / elements)
                     bar.set_postfix(loss=f"{losses[-1]:.4f}")
                     if log is not None:
-                        log(
-                            {
-                                "epoch": len(losses),
-                                "step": step,
-                                "loss": losses[-1],
-                                "lr": float(schedule.get_last_lr()[0]),
-                            }
-                        )
+                        rate = float(schedule.get_last_lr()[0])
+                        log({"epoch": len(losses), "step": step, "loss": losses[-1], "lr": rate})
                 total, elements = 0.0, 0
         bar.close()
     module.eval()
