@@ -59,6 +59,7 @@ def compare(
     """
     import torch
 
+    from featalign.data.partition import client_names
     from featalign.data.probe import augment as extend
     from featalign.evidence import Trial
     from featalign.results import CompareResult
@@ -67,7 +68,7 @@ def compare(
     if len(clients) == 0:
         raise BadOption("zero clients; pass a list of at least one trained module")
     inputs = torch.cat(list(batches(probe)))
-    names = [chr(ord("A") + k) for k in range(len(clients))]
+    names = list(client_names(len(clients)))
     config = RunConfig(
         dataset="user", clients=len(clients), seeds=1, probe=len(inputs), mixing=mixing, methods=tuple(methods),
         augment=augment, augmented=augmented, split="user", class_counts=class_counts is not None, **options,
@@ -121,9 +122,8 @@ def _trial(config: RunConfig, dataset: Dataset, seed: int, bar: _Progress) -> Tr
     """One repetition: partition, clients, probe, dictionaries, every method, everything measured."""
     import torch
 
+    from featalign.clients import MLPConfig
     from featalign.clients.client import train_clients
-    from featalign.clients.models import MLPConfig
-    from featalign.clients.training import TrainConfig
     from featalign.data import partition
     from featalign.data.probe import augment, probe
     from featalign.evidence import Trial
@@ -135,7 +135,7 @@ def _trial(config: RunConfig, dataset: Dataset, seed: int, bar: _Progress) -> Tr
         scheme_options = {"alpha": config.alpha}
     parts = partition(dataset.train_labels, config.split, config.clients, seed, dataset.class_names, **scheme_options)
     model = MLPConfig.for_dataset(dataset, **({"hidden": config.hidden} if config.hidden else {}))
-    recipe = TrainConfig.for_dataset(dataset, **({"epochs": config.epochs} if config.epochs else {}))
+    recipe = model.recipe(len(dataset.train_labels), **({"epochs": config.epochs} if config.epochs else {}))
     bar.say(seed, "clients")
     members = train_clients(dataset, parts, model, recipe, seed, progress=bar.shown)
     counts = torch.as_tensor(parts.counts) if config.class_counts else None
@@ -227,15 +227,16 @@ def _examine(
     """Run every method raw and refitted, draw the mixing curves, diagnose the spaces."""
     from dataclasses import replace
 
+    from featalign.clients import Ensemble
     from featalign.evidence import diagnose_spaces
-    from featalign.fuse import METHODS, Ensemble, fuse
+    from featalign.fuse import METHODS, fuse
 
     problem = replace(problem, dictionaries=dictionaries, transcoders=transcoders)
     trial.problem, trial.dictionaries, trial.transcoders = problem, dictionaries, transcoders
     for name, client in zip(trial.names, trial.clients):
         trial.score(f"client-{name}", client)
-    for average in ("softmax", "logits"):
-        trial.score(f"ensemble-{average}", Ensemble(trial.clients, problem.mixing, average))
+    for average, head in (("softmax", None), ("logits", "mean-logits")):
+        trial.score(f"ensemble-{average}", Ensemble(trial.clients, problem.mixing, head=head))
     for _ in problem.activations():  # captured once, shared by all methods
         pass
     for method in config.methods:

@@ -112,9 +112,8 @@ def run(
     if model:
         network = _read(Path(model), content)
     else:
+        from featalign.clients import MLPConfig
         from featalign.clients.client import train_clients
-        from featalign.clients.models import MLPConfig
-        from featalign.clients.training import TrainConfig
 
         scheme = config.split if folder else "iid"
         options: dict[str, Any] = {"special": config.special} if scheme == "special-label" else {}
@@ -122,7 +121,7 @@ def run(
             options = {"alpha": config.alpha}
         parts = partition(content.train_labels, scheme, config.clients, 0, content.class_names, **options)
         shape = MLPConfig.for_dataset(content, **({"hidden": config.hidden} if config.hidden else {}))
-        recipe = TrainConfig.for_dataset(content, **({"epochs": config.epochs} if config.epochs else {}))
+        recipe = shape.recipe(len(content.train_labels), **({"epochs": config.epochs} if config.epochs else {}))
         members = train_clients(content, parts, shape, recipe, 0, progress=progress)
         network = members[0].model
         partners = {f"client {member.name}": member.model for member in members[1:]}
@@ -135,7 +134,7 @@ def run(
 
 def _read(path: Path, content: Any) -> nn.Module:
     """An MLP from its weights: widths and biases are read off the tensors."""
-    from featalign.clients.models import MLPConfig, build
+    from featalign.clients import MLPConfig, build
     from featalign.errors import ArchitectureMismatch
     from featalign.storage import load_tensors
 

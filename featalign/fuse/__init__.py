@@ -8,20 +8,18 @@
 
 from featalign.fuse import rebasin  # noqa: F401 - registers its method
 from featalign.fuse.methods import METHODS, Proposal, fusion_method
-from featalign.fuse.problem import FusionProblem, predictions
-from featalign.fuse.result import Ensemble, FusionResult, fuse, ledger
+from featalign.fuse.problem import FusionProblem
+from featalign.fuse.result import FusionResult, fuse, ledger
 from featalign.fuse.zip import zip_features, zip_neurons
 
 __all__ = [
     "METHODS",
-    "Ensemble",
     "FusionProblem",
     "FusionResult",
     "Proposal",
     "fuse",
     "fusion_method",
     "ledger",
-    "predictions",
     "zip_features",
     "zip_neurons",
 ]

@@ -15,7 +15,7 @@ from featalign.align.neuron import post_site, pre_site
 from featalign.dictionaries.basis import Basis
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.errors import ArchitectureMismatch, BadOption, NotFinite, ProbeError
-from featalign.spaces.capture import evaluating, fitting_batch, stream
+from featalign.spaces.capture import fitting_batch, stream
 from featalign.spaces.graph import Site, SpaceGraph
 
 Held = dict[Site, torch.Tensor]
@@ -132,9 +132,3 @@ class ActivationMemory:
                 kept = [*kept, batch] if used <= self.budget else None
             yield batch
         self.kept = kept
-
-
-def predictions(module: nn.Module, inputs: torch.Tensor, batch_size: int = 4096) -> torch.Tensor:
-    """Outputs of a module over all inputs, `[samples, ...]`, in eval mode without gradients."""
-    with evaluating(module):
-        return torch.cat([module(chunk) for chunk in inputs.split(batch_size)])

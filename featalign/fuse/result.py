@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from featalign.align.feature import FeatureMatch
@@ -114,27 +113,6 @@ def propose(problem: FusionProblem, method: str) -> Proposal:
     if method not in kept:
         kept[method] = entry.propose(problem)
     return kept[method]
-
-
-class Ensemble(nn.Module):
-    """All clients kept, outputs averaged: the ceiling that a single network is measured against.
-
-    `average` is "softmax" (mean of probabilities, returned as logarithms) or "logits".
-    """
-
-    def __init__(self, clients: Sequence[nn.Module], mixing: Sequence[float], average: str = "softmax"):
-        super().__init__()
-        self.clients = nn.ModuleList(clients)
-        self.mixing = tuple(mixing)
-        self.average = average
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Averaged outputs `[samples, classes]`."""
-        outputs = [client(inputs) for client in self.clients]
-        if self.average == "softmax":
-            outputs = [output.softmax(-1) for output in outputs]
-        total = torch.stack([weight * output for weight, output in zip(self.mixing, outputs)]).sum(0)
-        return total.clamp_min(1e-30).log() if self.average == "softmax" else total
 
 
 def ledger(problem: FusionProblem, alignments: Sequence[Alignment]) -> dict[str, dict[str, float]]:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from featalign.clients import Ensemble
 from featalign.dictionaries import NeuronBasis
 from featalign.errors import ArchitectureMismatch, BadOption, NotFinite, ProbeError, SpaceMismatch, UnknownName
-from featalign.fuse import METHODS, Ensemble, fuse, ledger
+from featalign.fuse import METHODS, fuse, ledger
 from featalign.fuse.head import log_mixture, mixture
 from featalign.fuse.refit import map_targets, refit
 
@@ -106,8 +107,8 @@ def test_ledger_of_an_exact_map_is_clean(probe):
 
 def test_ensemble_of_one_client_is_the_client(probe):
     client = network()
-    for average in ("softmax", "logits"):
-        ensemble = Ensemble([client], (1.0,), average)
+    for head in (None, "mean-logits"):
+        ensemble = Ensemble([client], (1.0,), head=head)
         assert torch.equal(outputs(ensemble, probe).argmax(-1), outputs(client, probe).argmax(-1))
 
 
