@@ -74,7 +74,8 @@ def _kl_plan(
     """`T <- K T / (T 1 x T^T 1)^(1/2)`, `K = (a x b)^(1/2) exp(-C / (2 price))` (Chapel et al. 2021, equation 14)."""
     sources, targets = np.flatnonzero(a > 0), np.flatnonzero(b > 0)
     ratio = np.minimum(cost[np.ix_(sources, targets)] / price, NEVER)
-    a, b = a[sources], b[targets]
+    unit = 4.0 ** np.round(np.log2(a.sum()) / 2)  # costs no digit, and keeps products of masses in range
+    a, b = a[sources] / unit, b[targets] / unit
     part, total, iteration = a[:, None] * b[None, :], a.sum(), 0
     kernel = (a[:, None] ** 0.5) * (b[None, :] ** 0.5) * np.exp(-ratio / 2)
     while iteration < max_iterations:
@@ -85,7 +86,7 @@ def _kl_plan(
         if np.sqrt(((part - before) ** 2).sum()) < tolerance * total:
             break
     coupling = np.zeros(cost.shape)
-    coupling[np.ix_(sources, targets)] = part
+    coupling[np.ix_(sources, targets)] = part * unit
     return coupling, iteration
 
 
