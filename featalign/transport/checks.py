@@ -21,6 +21,8 @@ def as_floats(values: Any, name: str) -> np.ndarray:
 
     Raises `TransportError` on entries that are no real numbers.
     """
+    if type(values) is np.ndarray and values.dtype == np.float64:
+        return values
     if hasattr(values, "detach"):
         values = values.detach()
         if values.is_floating_point():  # numpy has no bfloat16

@@ -43,6 +43,11 @@ class TestMasses:
     def test_that_overflow_when_summed(self, method, options):
         with pytest.raises(errors.NotFinite, match="overflow"):
             solve(COST, np.full(4, 1e308), np.full(5, 8e307), method=method, **options)
+        with pytest.raises(errors.NotFinite, match="divide them by their largest"):
+            solve(ground_cost("squared", COST, COST), np.full(5, 1e308), np.full(5, 1e308), method=method, **options)
+        with pytest.raises(errors.NotFinite, match="overflow"):
+            sides = (torch.full((4,), 1e308, dtype=torch.double), torch.full((5,), 8e307, dtype=torch.double))
+            transport.sinkhorn(torch.from_numpy(COST), *sides)
 
     def test_that_overflow_times_the_cost(self, method, options):
         with pytest.raises(errors.NotFinite, match="overflow"):
