@@ -16,6 +16,7 @@ A new architecture is one file (`clients.models`).
 from typing import TYPE_CHECKING, Any
 
 from featalign.clients.client import Client, client_folder, train_clients
+from featalign.clients.cohort import Cohort
 from featalign.clients.evaluation import Ensemble, evaluate, outputs
 from featalign.clients.families import (
     Conv1dConfig,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MLP",
     "Client",
+    "Cohort",
     "Conv1dConfig",
     "DecoderConfig",
     "Ensemble",

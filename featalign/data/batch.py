@@ -82,13 +82,17 @@ class Batch:
         kwargs = {key: each(value) for key, value in self.kwargs.items()}
         return Batch(tuple(each(value) for value in self.args), kwargs, each(self.targets))
 
-    def run(self, module: nn.Module) -> Any:
-        """`module(*args, **kwargs)` on the module's device; floating-point arguments follow its dtype."""
+    def on(self, module: nn.Module) -> Batch:
+        """The batch on the module's device; floating-point arguments follow its dtype."""
         parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
         if parameter is None:
-            return module(*self.args, **self.kwargs)
+            return self
         device, dtype = parameter.device, parameter.dtype
-        ready = self.map(lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
+        return self.map(lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
+
+    def run(self, module: nn.Module) -> Any:
+        """`module(*args, **kwargs)` after `on(module)`."""
+        ready = self.on(module)
         return module(*ready.args, **ready.kwargs)
 
 
