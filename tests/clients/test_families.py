@@ -24,7 +24,7 @@ from featalign.clients import (
 from featalign.data import Batch, Classification, MultiLabel, Regression
 from featalign.data.datasets import Dataset
 from featalign.errors import BadOption, UnknownName
-from featalign.spaces import SpaceGraph
+from featalign.spaces import check, trace
 
 SMALL = [
     VGGConfig(width=1 / 16),
@@ -72,7 +72,8 @@ def test_any_family_on_any_data_set(name, shape):
 def test_networks_that_unflatten_their_inputs_are_traced(name):
     dataset = pictures((64,))
     config = models[name].for_dataset(dataset, width=8 if name in ("vit", "conv1d") else 1 / 8)
-    SpaceGraph.trace(build(config).eval(), dataset.train_inputs[:2]).check()
+    module, x = build(config).eval(), dataset.train_inputs[:2]
+    check(trace(module, x), module, x)
 
 
 def test_digits_under_another_family_learn():
@@ -106,7 +107,7 @@ def test_dilated_convolutions_reach_as_far_as_they_say_and_are_traced():
     config = Conv1dConfig(kernels=(3, 5), dilations=(1, 3), blocks=1, width=6)
     module = build(config).eval()
     x = torch.randn(2, 4, 61)
-    SpaceGraph.trace(module, x).check()
+    check(trace(module, x), module, x)
     moved = x.clone()
     moved[:, :, 30] += 1
     changed = (module(moved) - module(x)).abs().amax((0, 1)) > 1e-7

@@ -200,6 +200,21 @@ def test_batches_run_on_the_modules_dtype():
     assert unwrap(found).shape == (2, 3, 3)
 
 
+def test_tokens_reach_modules_by_name_or_as_the_first_argument():
+    class Positional(nn.Module):
+        def forward(self, tokens, attention_mask=None):
+            return tokens * attention_mask
+
+    class Anything(nn.Module):
+        def forward(self, **kwargs):
+            return kwargs["token_type_ids"]
+
+    batch = Batch((), {key: torch.ones(2, 3).long() for key in ("input_ids", "attention_mask", "token_type_ids")})
+    assert batch.run(Positional()).shape == (2, 3)
+    assert batch.on(Positional()).mask is not None and len(batch.on(Positional()).args) == 1
+    assert batch.run(Anything()).shape == (2, 3)
+
+
 @dataclass
 class Outputs:
     loss: torch.Tensor

@@ -93,7 +93,7 @@ def test_table():
         ({"scheme": "client-dirichlet", "alpha": -1.0}, "alpha = -1.0"),
         ({"scheme": "quantity", "alpha": -1.0}, "alpha = -1.0"),
         ({"scheme": "shards", "shards": 400}, "do not fit"),
-        ({"scheme": "dirichlet", "alpha": "x"}, "alpha = 'x'; give a finite number"),
+        ({"scheme": "dirichlet", "alpha": "x"}, "alpha = 'x'; give a number"),
         ({"scheme": "dirichlet", "alpha": float("inf")}, "finite"),
         ({"scheme": "shards", "shards": 2.5}, "whole number"),
     ],
@@ -143,5 +143,5 @@ def test_schemes_and_recipes_are_checked_before_any_work():
     for check, name in ((data.check_scheme, "dirichlet"), (data.check_recipe, "shift-mix")):
         with pytest.raises(UnknownName, match=name):
             check(name[:-1])
-        with pytest.raises(BadOption, match="no option 'beta'; its options: "):
+        with pytest.raises(BadOption, match="no option 'beta'"):
             check(name, beta=1)
