@@ -223,7 +223,8 @@ def test_plain_text_is_escaped_and_rich_text_escapes_its_values(tmp_path):
         "!doctype html head meta title body header h1 div p nav a main section h2 pre table thead tbody tr th td b"
     )
     assert tags <= set(allowed.split())
-    assert not re.search(r"<[^>]*\son\w+\s*=", body) and "{{7*7}}" in body
+    unquoted = re.sub(r'="[^"]*"', "=", body)
+    assert not re.search(r"<[^>]*\son\w+\s*=", unquoted) and "{{7*7}}" in body
     with pytest.raises(TypeError, match="Markup"):
         section.add("<p>text</p>")
     assert write_page(tmp_path / "a.html", page(PAYLOADS[10], [], [])).read_bytes().decode("utf-8")
