@@ -31,7 +31,7 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
     factor = gram.new_zeros(len(gram), count)  # pivoted Cholesky: the deflated Gram matrix is never formed
     chosen: list[int] = []
     for step in range(count):
-        usable = free & (residual > 1e-10 * initial)
+        usable = free & (residual > 1e-12 * initial)
         if usable.any():
             gain = cross.pow(2).sum(1) / residual.clamp_min(1e-12)
             best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())

@@ -127,7 +127,11 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.attention, self.o = nn.Linear(3, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
+        self.embed, self.attention, self.o = (
+            nn.Linear(3, 8),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.Linear(8, 5),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.embed(x.reshape(-1, 4, 3))
