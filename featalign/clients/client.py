@@ -121,10 +121,9 @@ def train_clients(
         key = storage.fingerprint(identity)
         model, losses = build(model_config, init_seed), []
         if len(chosen):
-            make = partial(
-                *(train, model, dataset.train_inputs[chosen], dataset.train_labels[chosen], dataset.task, train_config),
-                *(1000 * seed + k, progress, f"client {name}, seed {seed}", device),
-            )
+            inputs, targets = dataset.train_inputs[chosen], dataset.train_labels[chosen]
+            title, order = f"client {name}, seed {seed}", 1000 * seed + k
+            make = partial(train, model, inputs, targets, dataset.task, train_config, order, progress, title, device)
             losses = _kept(model, name, make, identity, client_folder(key)) if cache else make()
         note = "" if len(chosen) else "no samples: left untrained"
         if note:
