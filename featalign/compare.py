@@ -101,14 +101,14 @@ def run(
     choose(config.methods)
     folder = Path(out) if out else Path("reports") / config.run_name
     saes = folder / "saes" if out else Path("saes") / config.run_name
-    for path in (folder, saes):
-        storage.refuse_existing(path, overwrite)
-    dataset = load(config.dataset, config.folder or None, progress)
-    bar = _Progress(config.seeds, progress)
-    trials = [_trial(config, dataset, seed, bar) for seed in range(config.seeds)]
-    bar.close()
-    result = CompareResult.gather(config, trials)
     with ExitStack() as stack:
+        for path in (folder,) if out else (folder, saes):
+            stack.enter_context(storage.claim(path, overwrite))
+        dataset = load(config.dataset, config.folder or None, progress)
+        bar = _Progress(config.seeds, progress)
+        trials = [_trial(config, dataset, seed, bar) for seed in range(config.seeds)]
+        bar.close()
+        result = CompareResult.gather(config, trials)
         temporary = stack.enter_context(storage.atomic_folder(folder, overwrite))
         apart = None if out else stack.enter_context(storage.atomic_folder(saes, overwrite))
         result.save(temporary, apart or temporary / "saes")

@@ -14,10 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from featalign.errors import NotFinite, TransportError
-from featalign.transport.duals import c_transform, dual_value
-from featalign.transport.plan import Plan
-from featalign.transport.problem import as_cost, balanced_masses, positive
+from featalign.errors import InfeasibleError, NotFinite, TransportError
+from featalign.transport.checks import LARGEST_MASS, as_cost, positive
 
 log = logging.getLogger(__name__)
 
@@ -55,38 +53,6 @@ class Entropic:
     converged: bool
 
 
-def entropic(
-    cost: Any,
-    a: Any = None,
-    b: Any = None,
-    eps: float = 0.01,
-    tolerance: float = 1e-6,
-    max_iterations: int = 20_000,
-    halving: bool = True,
-    device: str = "cpu",
-) -> Plan:
-    """Entropic plan of `cost [n, m]`, rounded to exact marginals, with a bound on the unregularised optimum.
-
-    `eps` and `tolerance` as in `sinkhorn`. `value` is the transport cost of the rounded plan, so that `gap` holds the
-    price of the regularisation too.
-
-    Raises `TransportError` on ill-posed masses or an eps that float64 cannot carry.
-    """
-    cost = as_cost(cost)
-    a, b = balanced_masses(a, b, cost.shape)
-    on_device, on_a, on_b = (torch.from_numpy(part).to(device) for part in (cost, a, b))
-    with torch.no_grad():
-        result = sinkhorn(on_device, on_a, on_b, eps, tolerance, max_iterations, halving)
-    coupling, g = result.plan.cpu().numpy(), result.g.cpu().numpy()
-    value = float((coupling * cost).sum())
-    live = b > 0
-    f = c_transform(cost[:, live], g[live] - g[live].max())  # centred: constant costs then lose no digits
-    g = c_transform(cost.T, f)
-    reason = f"eps {eps:g} of the cost's range, marginal error {result.errors[-1]:.1e} before rounding"
-    bound = dual_value(f, g, a, b, value)
-    return Plan(coupling, a, b, value, bound, "sinkhorn", reason, result.iterations, (f, g))
-
-
 def sinkhorn(
     cost: torch.Tensor,
     a: torch.Tensor | None = None,
@@ -97,28 +63,37 @@ def sinkhorn(
     halving: bool = True,
     rounded: bool = True,
     check_every: int = 10,
+    mask: torch.Tensor | None = None,
 ) -> Entropic:
     """Solve `min <C, T> + eps sum T (log T - 1)` for a batch of costs `[..., n, m]` on their device, in float64.
 
+    Sinkhorn's iteration (Cuturi 2013) in the log domain, stabilised (Schmitzer 2019, algorithm 2).
     `a [..., n]` and `b [..., m]` are uniform when None; zeros are allowed (pad layers of unequal widths with them).
     `eps` is a share of the range `max C - min C` of each cost; with `halving` it is approached by halves from
     `FIRST_EPS`. The iteration stops when the marginal error relative to the mass is at most `tolerance`.
     The plan is differentiable in `cost`, `a` and `b` when any requires a gradient (implicit function theorem, eps held
-    fixed); it is then not rounded.
+    fixed); it is then not rounded. Pairs off `mask [..., n, m]` carry nothing and their cost does not count; rounding
+    does not know the mask, so a masked plan is never rounded.
 
     Raises `NotFinite`, `TransportError` (masses; eps below `SMALLEST_EPS`), `BadOption`.
     """
-    _check(cost, eps, tolerance)
     c = cost.double()
+    if mask is not None:
+        mask = mask.to(c.device).expand(c.shape)
+        c = torch.where(mask, c, torch.zeros_like(c))
+    _check(c, eps, tolerance)
     n, m = c.shape[-2:]
     batch = c.shape[:-2]
     a = c.new_full((*batch, n), 1.0 / n) if a is None else a.to(c).expand(*batch, n)
     b = c.new_full((*batch, m), 1.0 / m) if b is None else b.to(c).expand(*batch, m)
     _check_masses(a, b)
+    spread = _spread(c, mask)
+    if mask is not None:
+        _check_mask(mask, a, b)
+        c = torch.where(mask, c, torch.full_like(c, torch.inf))
     flat = (c.reshape(-1, n, m), a.reshape(-1, n), b.reshape(-1, m))
     needs_gradient = torch.is_grad_enabled() and any(part.requires_grad for part in flat)
     with torch.no_grad():
-        spread = flat[0].amax((1, 2)) - flat[0].amin((1, 2))
         scale = torch.where(spread > 0, spread, torch.ones_like(spread))
         state = _State(*(part.detach() for part in flat))
         state.anneal(float(eps), scale, tolerance, max_iterations, halving, check_every)
@@ -127,9 +102,10 @@ def sinkhorn(
         plan = _Implicit.apply(*flat, state.f, state.g, target)
     else:
         plan = state.plan(target)
-        plan = round_to_marginals(plan, flat[1], flat[2]) if rounded else plan
+        plan = round_to_marginals(plan, flat[1], flat[2]) if rounded and mask is None else plan
     with torch.no_grad():
-        primal = ((flat[0] + target[:, None, None] * (plan.clamp_min(1e-300).log() - 1)) * plan).sum((1, 2))
+        known = flat[0] if mask is None else torch.where(flat[0].isinf(), 0.0, flat[0])
+        primal = ((known + target[:, None, None] * (plan.clamp_min(1e-300).log() - 1)) * plan).sum((1, 2))
         dual = _dot(state.f, flat[1]) + _dot(state.g, flat[2]) - target * state.plan(target).sum((1, 2))
     tensors = (part.reshape((*batch, *part.shape[1:])) for part in (plan, state.f, state.g, target, primal, dual))
     plan, f, g, target, primal, dual = tensors
@@ -167,8 +143,10 @@ class _State:
     def log_step(self, eps: torch.Tensor) -> None:
         """One exact update of both duals in the log domain."""
         e = eps[:, None]
-        self.f = e * (self.log_a - torch.logsumexp((self.g[:, None, :] - self.cost) / e[:, :, None], dim=2))
-        self.g = e * (self.log_b - torch.logsumexp((self.f[:, :, None] - self.cost) / e[:, :, None], dim=1))
+        f = e * (self.log_a - torch.logsumexp((self.g[:, None, :] - self.cost) / e[:, :, None], dim=2))
+        self.f = torch.where(self.a > 0, f, -torch.inf)
+        g = e * (self.log_b - torch.logsumexp((self.f[:, :, None] - self.cost) / e[:, :, None], dim=1))
+        self.g = torch.where(self.b > 0, g, -torch.inf)
 
     def run(self, eps: torch.Tensor, tolerance: float, max_iterations: int, check_every: int) -> None:
         """Iterate at one eps until the relative marginal error is at most `tolerance`."""
@@ -281,9 +259,26 @@ def _check(cost: torch.Tensor, eps: float, tolerance: float) -> None:
         raise NotFinite(f"ground cost of shape {tuple(cost.shape)} holds NaN or infinity")
 
 
+def _spread(cost: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Range of every cost of the batch `[...]`, flattened, over the allowed pairs."""
+    flat = cost.detach().reshape(-1, *cost.shape[-2:])
+    if mask is None:
+        return flat.amax((1, 2)) - flat.amin((1, 2))
+    allowed = mask.reshape(flat.shape)
+    return torch.where(allowed, flat, -torch.inf).amax((1, 2)) - torch.where(allowed, flat, torch.inf).amin((1, 2))
+
+
+def _check_mask(mask: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    reach_a, reach_b = (mask & (b > 0)[..., None, :]).any(-1), (mask & (a > 0)[..., :, None]).any(-2)
+    if bool(((a > 0) & ~reach_a).any() or ((b > 0) & ~reach_b).any()):
+        raise InfeasibleError("the mask leaves mass without an allowed partner; allow a pair or set the mass to zero")
+
+
 def _check_masses(a: torch.Tensor, b: torch.Tensor) -> None:
     if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise NotFinite("masses hold NaN or infinity")
+    if bool(a.sum(-1).max() > LARGEST_MASS or b.sum(-1).max() > LARGEST_MASS):
+        raise NotFinite("masses overflow when summed; divide them by their largest")
     if bool((a < 0).any() or (b < 0).any()):
         raise TransportError("masses are negative")
     total_a, total_b = a.sum(-1), b.sum(-1)

@@ -10,15 +10,18 @@ import scipy.sparse
 from scipy.optimize import linear_sum_assignment
 
 from featalign.errors import BadOption
+from featalign.transport.checks import ROUNDING, as_cost, positive, same_total
 from featalign.transport.costs import GroundCost
-from featalign.transport.duals import assignment_duals, c_transform, dual_value
-from featalign.transport.exact import simplex
+from featalign.transport.duals import assignment_duals, dual_value
 from featalign.transport.plan import Plan
-from featalign.transport.problem import as_cost, as_masses, is_uniform, positive
+from featalign.transport.problem import Problem
+from featalign.transport.simplex import simplex
+from featalign.transport.solvers.registry import solver
 
 
-def partial(cost: Any, a: Any = None, b: Any = None, threshold: float | None = None, mass: float | None = None) -> Plan:
-    """Plan of `cost [n, m]` that leaves mass unmatched; give `threshold` or `mass`.
+@solver("partial")
+def partial(problem: Problem, *, threshold: float | None = None, mass: float | str | None = None) -> Plan:
+    """Plan that leaves mass unmatched; give `threshold` or `mass`.
 
     Every unit carries `1 / max(n, m)` when no masses are given; given masses need not sum alike.
 
@@ -27,17 +30,16 @@ def partial(cost: Any, a: Any = None, b: Any = None, threshold: float | None = N
     whose pairs at `tau` are dropped (exact, and 100 times cheaper than padding). With `mass=s` it matches exactly the
     mass `s` at least cost (Chapel, Alaya and Gasso 2020), with `mass="elbow"` the mass at the bend of `mass_curve`.
 
-    Raises `BadOption` unless one of the two options is given and positive, `TransportError` on ill-posed masses.
+    Raises `BadOption` unless one of the two options is given and positive, `InfeasibleError` when the mask does not
+    let so much mass through.
     """
-    cost = as_cost(cost)
-    unit = 1.0 / max(cost.shape)
-    a, b = as_masses(a, cost.shape[0], "a", unit), as_masses(b, cost.shape[1], "b", unit)
+    cost, (a, b) = problem.matrix, problem.loose()
     if (threshold is None) == (mass is None):
         raise BadOption(
             "partial transport wants threshold= (price of unmatched mass) or mass= (mass to match), not both"
         )
     if mass == "elbow":
-        return partial(cost, a, b, threshold=mass_curve(cost, a, b).elbow_price)
+        return partial(problem, threshold=mass_curve(problem).elbow_price)
     if isinstance(mass, str):
         raise BadOption(f"mass={mass!r}: give a number, or 'elbow'")
     if mass is not None:
@@ -45,7 +47,7 @@ def partial(cost: Any, a: Any = None, b: Any = None, threshold: float | None = N
     tau = float(threshold)  # type: ignore[arg-type]
     if not np.isfinite(tau):
         raise BadOption(f"threshold={threshold!r}: give a finite cost, for example from null_threshold()")
-    if is_uniform(a) and is_uniform(b) and abs(a[0] - b[0]) <= 1e-12 * a[0]:
+    if problem.is_uniform and same_total(a[0], b[0], ROUNDING):
         return _clipped_assignment(cost, a, b, tau)
     return _clipped_simplex(cost, a, b, tau)
 
@@ -71,23 +73,25 @@ class MassCurve:
 def mass_curve(cost: Any, a: Any = None, b: Any = None, points: int = 24) -> MassCurve:
     """The cost of matching more and more mass, exact at `points` masses: each is an optimum for some price.
 
-    As many again are placed around the elbow. Masses as in `partial`. Raises as `partial` does.
+    As many again are placed around the elbow. `cost` may be a `Problem`; masses as in `partial`. Raises as `partial`.
     """
-    cost = as_cost(cost)
-    low, high = float(cost.min()), float(cost.max())
+    problem = cost if isinstance(cost, Problem) else Problem(cost, a, b)
+    known = problem.matrix[np.isfinite(problem.matrix)]
+    low, high = float(known.min()), float(known.max())
     span = (high - low) or 1.0
-    full = partial(cost, a, b, threshold=high + span)
-    used = cost[scipy.sparse.csr_array(full.coupling).nonzero()]
+    full = partial(problem, threshold=high + span)
+    used = problem.matrix[scipy.sparse.csr_array(full.coupling).nonzero()]
     prices = np.unique(np.append(np.quantile(used, np.linspace(0, 1, points)) + 1e-9 * span, high + span))
-    curve = _curve(cost, full.a, full.b, prices, low)
+    curve = _curve(problem, prices, low)
     near = prices[max(curve.elbow - 1, 0)], prices[min(curve.elbow + 1, len(prices) - 1)]
-    return _curve(cost, full.a, full.b, np.unique(np.append(prices, np.linspace(*near, points))), low)
+    return _curve(problem, np.unique(np.append(prices, np.linspace(*near, points))), low)
 
 
-def _curve(cost: np.ndarray, a: np.ndarray, b: np.ndarray, prices: np.ndarray, low: float) -> MassCurve:
-    plans = [partial(cost, a, b, threshold=price) for price in prices]
+def _curve(problem: Problem, prices: np.ndarray, low: float) -> MassCurve:
+    plans = [partial(problem, threshold=price) for price in prices]
+    most = min(part.sum() for part in problem.loose())
     masses = np.array([plan.mass for plan in plans])
-    values = np.array([plan.value - price * (min(a.sum(), b.sum()) - plan.mass) for plan, price in zip(plans, prices)])
+    values = np.array([plan.value - price * (most - plan.mass) for plan, price in zip(plans, prices)])
     above_least = values - low * masses
     below_chord = masses / masses[-1] - above_least / (above_least[-1] or 1.0)
     return MassCurve(masses, values, prices, int(below_chord.argmax()))
@@ -117,13 +121,12 @@ def _clipped_simplex(cost: np.ndarray, a: np.ndarray, b: np.ndarray, tau: float)
     padded = np.pad(clipped, ((0, pad_row), (0, pad_column)))
     wide_a = np.append(a, [-surplus] * pad_row)
     wide_b = np.append(b, [surplus] * pad_column)
-    coupling, g = simplex(padded, wide_a, wide_b)
-    f = c_transform(padded, g)
-    value = float((coupling * padded).sum())
+    found = simplex(padded, wide_a, wide_b)
+    f, g, value = found.f, found.g, found.value
     n, m = cost.shape
     level = f[n] if pad_row else -g[m] if pad_column else 0.0  # the constant that puts the dummy's potential at zero
     f, g = f[:n] - level, g[:m] + level
-    coupling = np.where(cost < tau, coupling[:n, :m], 0.0)
+    coupling = np.where(cost < tau, found.coupling[:n, :m], 0.0)
     reason = f"price {tau:.6g} of unmatched mass, general masses: network simplex on the clipped cost"
     return Plan(coupling, a, b, value, dual_value(f, g, a, b, value), "partial", reason, 0, (f, g))
 
@@ -135,15 +138,15 @@ def _by_mass(cost: np.ndarray, a: np.ndarray, b: np.ndarray, mass: float) -> Pla
     shift = float(cost.min())  # the simplex below must not gain by leaving mass on the dummies
     padded = np.zeros((n + 1, m + 1))
     padded[:n, :m] = cost - shift
-    padded[n, m] = 4 * float(padded.max()) or 1.0
+    padded[n, m] = 4 * float(padded[np.isfinite(padded)].max()) or 1.0
     wide_a, wide_b = np.append(a, spare_b), np.append(b, spare_a)
-    coupling, g = simplex(padded, wide_a, wide_b * (wide_a.sum() / wide_b.sum()))
-    f = c_transform(padded, g)
-    coupling = coupling[:n, :m]
-    paid = float((coupling * padded[:n, :m]).sum())
-    value, bound = (part + shift * mass for part in (paid, dual_value(f, g, wide_a, wide_b, paid)))
+    found = simplex(padded, wide_a, wide_b * (wide_a.sum() / wide_b.sum()))
+    coupling = found.coupling[:n, :m]
+    paid = float((coupling * np.where(np.isinf(cost), 0.0, padded[:n, :m])).sum())
+    proved = dual_value(found.f, found.g, wide_a, wide_b, paid)
+    value, bound = (part + shift * mass for part in (paid, proved))
     reason = f"mass {mass:.6g} to match: network simplex with dummies"
-    return Plan(coupling, a, b, value, bound, "partial", reason, 0, (f[:n], g[:m]))
+    return Plan(coupling, a, b, value, bound, "partial", reason, 0, (found.f[:n], found.g[:m]))
 
 
 def null_threshold(null_cost: Any, quantile: float = 0.05, rows: int = 1024) -> float:

@@ -9,56 +9,83 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
 
 import numpy as np
 import scipy.sparse
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from featalign.errors import BadOption, TransportError
+from featalign.errors import BadOption, InfeasibleError, TransportError
 from featalign.transport.candidates import Candidates, select, sweep
-from featalign.transport.costs import DenseCost, GroundCost
+from featalign.transport.checks import ROUNDING, positive, same_total
+from featalign.transport.costs import GroundCost, MaskedCost, never_paid
 from featalign.transport.duals import dual_value
 from featalign.transport.plan import Plan
-from featalign.transport.problem import as_masses, balanced_masses, is_uniform, positive
+from featalign.transport.problem import Problem
+from featalign.transport.simplex import UNDELIVERED
+from featalign.transport.solvers.registry import solver
 
 log = logging.getLogger(__name__)
 
+DEAR = 1e6  # a candidate this many times dearer than any that an optimum uses costs the solvers their digits
 
+
+@solver("sparse")
 def sparse(
-    cost: Any,
-    a: Any = None,
-    b: Any = None,
+    problem: Problem,
+    *,
     threshold: float | None = None,
     candidates: int = 48,
     tolerance: float = 1e-4,
     max_sweeps: int = 6,
     warm: Plan | None = None,
 ) -> Plan:
-    """Plan of a `GroundCost` (or a matrix) `[n, m]`, solved on about `candidates` pairs per row and column.
+    """Plan of a large cost, best a `GroundCost`, solved on about `candidates` pairs per row and column.
 
-    With `threshold` the problem is partial, as in `partial`; otherwise balanced. Stops when the relative gap between
-    the value and the bound on the full cost is at most `tolerance`, or after `max_sweeps` sweeps over it; the gap
-    reached is in the plan. `warm`, a plan of a similar problem of the same shape, aims the candidates.
+    With `threshold` the problem is partial, as in `partial`; otherwise balanced. Column generation (Gilmore and Gomory
+    1961) stops when the relative gap between the value and the bound on the full cost is at most `tolerance`, or after
+    `max_sweeps` sweeps over it; the gap reached is in the plan. `warm`, a plan of a similar problem of the same shape,
+    aims the candidates.
 
-    Raises `TransportError` on ill-posed masses, `BadOption` on options out of range.
+    Raises `TransportError` on ill-posed masses, `InfeasibleError` when no plan keeps to the mask, `BadOption` on
+    options out of range.
     """
-    cost = cost if isinstance(cost, GroundCost) else DenseCost(cost)
     positive(candidates, "candidates")
     if tolerance < 0:
         raise BadOption(f"tolerance={tolerance!r}: give a relative gap of 0 or more")
-    if warm is not None and warm.shape != cost.shape:
-        raise BadOption(f"warm= holds a plan of shape {warm.shape} and the cost is {cost.shape}")
-    if threshold is None:
-        a, b = balanced_masses(a, b, cost.shape)
-    else:
-        unit = 1.0 / max(cost.shape)
-        a, b = as_masses(a, cost.shape[0], "a", unit), as_masses(b, cost.shape[1], "b", unit)
-    uniform = is_uniform(a) and is_uniform(b) and abs(a[0] - b[0]) <= 1e-12 * a[0]
+    if warm is not None and warm.shape != problem.shape:
+        raise BadOption(f"warm= holds a plan of shape {warm.shape} and the cost is {problem.shape}")
+    cost = problem.ground
+    a, b = problem.balanced() if threshold is None else problem.loose()
+    uniform = problem.is_uniform and same_total(a[0], b[0], ROUNDING)
     if cost.shape[0] > cost.shape[1]:
         plan = generate_columns(cost.transposed(), b, a, threshold, uniform, candidates, tolerance, max_sweeps, warm)
-        return _transposed(plan)
-    return generate_columns(cost, a, b, threshold, uniform, candidates, tolerance, max_sweeps, warm)
+        plan = _transposed(plan)
+    else:
+        plan = generate_columns(cost, a, b, threshold, uniform, candidates, tolerance, max_sweeps, warm)
+    return _keep_to(cost, plan, tolerance) if isinstance(cost, MaskedCost) and threshold is None else plan
+
+
+def _keep_to(cost: MaskedCost, plan: Plan, tolerance: float) -> Plan:
+    """The plan, if it holds nothing off the mask: forbidden pairs are so dear that it would not if it could."""
+    entries = scipy.sparse.coo_array(plan.coupling)
+    off = ~cost.mask[entries.row, entries.col]
+    astray = float(entries.data[off].sum())
+    if astray == 0:
+        return plan
+    if astray <= UNDELIVERED * float(plan.a.sum()):  # rounding, at the price of forbidden pairs
+        keep = scipy.sparse.coo_array((entries.data[~off], (entries.row[~off], entries.col[~off])), plan.shape)
+        value = plan.value - float(astray * cost.level)
+        coupling, bound = scipy.sparse.csr_array(keep), min(plan.lower_bound, value)
+        return dataclasses.replace(plan, coupling=coupling, value=value, lower_bound=bound)
+    if plan.gap > max(tolerance, 1e-9) * abs(plan.value):
+        raise TransportError(
+            f"{plan.iterations} sweeps found no plan that keeps to the mask; raise max_sweeps or candidates, or use "
+            "method='exact'"
+        )
+    raise InfeasibleError(
+        f"no plan keeps to the mask: about {astray:.6g} of the mass {plan.a.sum():.6g} finds no allowed pair; allow "
+        "more pairs, or use threshold="
+    )
 
 
 def generate_columns(
@@ -79,10 +106,12 @@ def generate_columns(
         g = warm.potentials[1 if warm.shape == cost.shape else 0]
     pairs = select(cost, k, g, price, _staircase(a, b) if price is None else None)
     pay_a, pay_b = (np.inf, np.inf) if price is None else _prices(a, b, price)
-    solver = _match if uniform else _simplex
-    value, bound, coupling, potentials = np.inf, -np.inf, None, None
+    solve = _match if uniform else _simplex
+    value, bound, coupling, potentials, level = np.inf, -np.inf, None, None, np.inf
     for swept in range(1, max_sweeps + 1):
-        restricted, paid, f, g = solver(pairs, a, b, price)
+        restricted, paid, f, g = solve(pairs.clipped(level), a, b, price)
+        if level < np.inf:
+            paid += _understated(pairs, restricted, level)
         g = np.minimum(g, pay_b)  # what unmatched mass costs bounds the potentials on either side
         if pairs.complete:  # pairs left out cost the price or more, and f + g never exceeds that
             feasible, keys, costs = pairs.c_transform(g, pay_a), pairs.keys[:0], pairs.costs[:0]
@@ -96,7 +125,10 @@ def generate_columns(
         log.debug(
             "sweep %d: %d pairs, value %.6g, bound %.6g, %d broken", swept, len(pairs.keys), value, bound, len(keys)
         )
-        if len(keys) == 0 or value - bound <= tolerance * abs(value):
+        if value - bound <= tolerance * abs(value):
+            break
+        before, level = level, min(level, _level(pairs, coupling))
+        if len(keys) == 0 and level == before:
             break
         pairs = pairs.merged(keys, costs)
     proof = "all that beat the price" if pairs.complete else f"certified on the full cost in {swept} sweeps"
@@ -104,6 +136,22 @@ def generate_columns(
     method = "sparse" if price is None else "partial"
     f, g = potentials  # type: ignore[misc]
     return Plan(coupling, a, b, value, dual_value(f, g, a, b, value), method, reason, swept, potentials)
+
+
+def _level(pairs: Candidates, coupling: scipy.sparse.csr_array) -> float:
+    """Where to clip the candidates' costs: infinity unless some are `DEAR` beside what the plan so far needs."""
+    entries = scipy.sparse.coo_array(coupling)
+    used = entries.data > 16 * np.finfo(np.float64).eps * float(entries.data.sum())
+    paid = pairs.matrix(pairs.costs)[entries.row[used], entries.col[used]]
+    if len(paid) == 0:
+        return np.inf
+    level = never_paid(float(pairs.costs.min()), float(np.max(paid)), pairs.shape)
+    return level if float(pairs.costs.max()) > DEAR * abs(level) else np.inf
+
+
+def _understated(pairs: Candidates, coupling: scipy.sparse.csr_array, level: float) -> float:
+    """What the plan pays above the level at which costs were clipped."""
+    return float(coupling.multiply(pairs.matrix(np.maximum(pairs.costs - level, 0.0))).sum())
 
 
 def _transposed(plan: Plan) -> Plan:
@@ -115,7 +163,7 @@ def _transposed(plan: Plan) -> Plan:
 
 def _prices(a: np.ndarray, b: np.ndarray, price: float) -> tuple[float, float]:
     """What unmatched mass costs on either side: the side with less mass pays, the surplus of the other is free."""
-    return (price, 0.0) if a.sum() <= b.sum() else (0.0, price)
+    return (price, 0.0) if a.sum() <= b.sum() * (1 + ROUNDING) else (0.0, price)
 
 
 def _match(
