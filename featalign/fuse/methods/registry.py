@@ -115,9 +115,7 @@ def fusion_method(
         if name in METHODS:
             raise UnknownName(f"fusion method '{name}' is registered already")
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        entry = Method(
-            function, basis, refit, needs, follows_mixing, exact, default, options_of(function), summary
-        )
+        entry = Method(function, basis, refit, needs, follows_mixing, exact, default, options_of(function), summary)
         METHODS.register(name)(entry)
         return function
 
@@ -142,7 +140,7 @@ def lifted(name: str, entry: Matcher) -> Method:
 
     propose.__wrapped__ = entry.function  # type: ignore[attr-defined] # its signature holds the options
     return Method(
-        propose, entry.basis, entry.refit, entry.needs, False, True, entry.default, options_of(entry.function),
+        propose, entry.basis, entry.refit, entry.needs, False, entry.exact, entry.default, options_of(entry.function),
         entry.summary,
     )  # fmt: skip
 
