@@ -35,14 +35,14 @@ class Canonical:
     Attributes:
         module: computes the same function; the network itself where nothing could be folded.
         folded: norms that are folded, by name.
-        note: what could not be folded and why, weights that were untied; empty where all went well.
+        notes: what could not be folded and why, weights that were untied.
         template: the network's own layout with neutral norms.
         example: input on which equality was checked.
     """
 
     module: nn.Module
     folded: tuple[str, ...] = ()
-    note: str = ""
+    notes: tuple[str, ...] = ()
     template: nn.Module | None = None
     example: Any = None
 
@@ -86,10 +86,10 @@ def canonical(module: nn.Module, example: Any) -> Canonical:
         untied = _untie(result, {layer for layers in reading.readers.values() for layer in layers})
         graph = trace(result, example)
     except TraceError as error:
-        return Canonical(module, note=f"not folded: {error}")
+        return Canonical(module, notes=(f"not folded: {error}",))
     chosen, notes = _foldable(graph, norms, reading)
     if not chosen:
-        return Canonical(module, note="; ".join(notes))
+        return Canonical(module, notes=tuple(notes))
     notes += untied
     template = copy.deepcopy(result)
     for name in chosen:
@@ -97,8 +97,8 @@ def canonical(module: nn.Module, example: Any) -> Canonical:
     _centre(result, graph, [name for name in chosen if norms[name].centring])
     moved_by = _difference(module, result, example)
     if moved_by > _tolerance(result):
-        return Canonical(module, note="; ".join([*notes, f"not folded: outputs would move by {moved_by:.2g}"]))
-    return Canonical(result.eval(), tuple(chosen), "; ".join(notes), template.eval(), example)
+        return Canonical(module, notes=(*notes, f"not folded: outputs would move by {moved_by:.2g}"))
+    return Canonical(result.eval(), tuple(chosen), tuple(notes), template.eval(), example)
 
 
 def _tolerance(module: nn.Module) -> float:
@@ -252,7 +252,7 @@ def _canonical_lens(module: nn.Module, example: Any) -> Canonical:
     lens: Any = module
     kind = lens.cfg.normalization_type
     if kind not in ("LN", "LNPre", "RMS", "RMSPre"):
-        return Canonical(module, note=f"norms of type {kind} are not folded")
+        return Canonical(module, notes=(f"norms of type {kind} are not folded",))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folded: Any = copy.deepcopy(module)
@@ -266,10 +266,10 @@ def _canonical_lens(module: nn.Module, example: Any) -> Canonical:
         result = _lens_like(folded, "RMSPre")  # with centred writers there is no mean to subtract
         template = _lens_like(folded, kind)
     if (error := _difference(module, result, example)) > _tolerance(result):
-        return Canonical(module, note=f"not folded: outputs would move by {error:.2g}")
+        return Canonical(module, notes=(f"not folded: outputs would move by {error:.2g}",))
     kinds = ("LayerNorm", "RMSNorm")
     names = tuple(name for name, part in template.named_modules() if type(part).__name__.startswith(kinds))
-    return Canonical(result, names, "", template, example)
+    return Canonical(result, names, (), template, example)
 
 
 def _is_norm(parameter: str) -> bool:
