@@ -58,11 +58,9 @@ def test_nonlinearities_are_replayed_exactly(name: str, dtype: torch.dtype) -> N
 def test_learned_slopes_linear_spaces_and_gates() -> None:
     x = torch.randn(6, 5)
     one, many = (nn.Sequential(nn.Linear(5, 8), nn.PReLU(n), nn.Linear(8, 3)) for n in (1, 8))
-    held = collect(one, x, [trace(one, x)["0"].before, trace(one, x)["0"].after])
-    pre, post = held.values()
-    assert torch.allclose(apply_nonlinearity(trace(one, x)["0"], pre), post)
+    pre = torch.randn(6, 8)
     linear = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3))
     assert torch.equal(apply_nonlinearity(trace(linear, x)["0"], pre), pre)
-    for space in (trace(many, x)["0"], Space("by hand", 3)):
+    for space in (trace(one, x)["0"], trace(many, x)["0"], Space("by hand", 3)):
         with pytest.raises(SpaceMismatch, match=r"no elementwise function|is seen at no module"):
             apply_nonlinearity(space, pre)

@@ -64,8 +64,6 @@ def between(before: Version, after: Version, made: Mapping[Version, Made]) -> tu
                 raise _NotElementwise
             if source.operation.startswith("log_sigmoid_forward"):  # without the buffer for its gradient
                 source = replace(source, operation="log_sigmoid.default")
-            if source.operation.startswith("_prelu_kernel"):  # one learned slope is a leaky ReLU
-                source = replace(source, operation="leaky_relu.default")
             args = tuple(argument(value, source) for value in source.args)
             kwargs = tuple((key, argument(value, source)) for key, value in sorted(source.kwargs.items()))
             steps.append(Step(source.operation, args, kwargs))
