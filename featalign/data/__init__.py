@@ -11,17 +11,31 @@
 `data.describe()` lists the data sets, `data.fetch(name, folder)` brings one into the cache. Inputs are float32,
 standardised pixels except for digits in [0, 1] (`dataset.pixels` undoes it); standard splits are kept. A new data set,
 scheme or recipe is one entry of `datasets`, `schemes`, `recipes`.
+
+`Inputs` reads whatever a user calls a probe; a `Task` says what a network is for (loss, metrics, ensemble, readout).
 """
 
 from featalign.data.datasets import Dataset, Entry, datasets, describe, load
 from featalign.data.fetch import fetch
+from featalign.data.inputs import Batch, Inputs, unwrap
 from featalign.data.partition import Partition, partition, schemes
 from featalign.data.probe import augment, check_probe, probe, recipes
+from featalign.data.task import TASKS, Classification, Metric, MultiLabel, NextToken, Regression, Scores, Task, task_of
 
 __all__ = [
+    "TASKS",
+    "Batch",
+    "Classification",
     "Dataset",
     "Entry",
+    "Inputs",
+    "Metric",
+    "MultiLabel",
+    "NextToken",
     "Partition",
+    "Regression",
+    "Scores",
+    "Task",
     "augment",
     "check_probe",
     "datasets",
@@ -32,4 +46,6 @@ __all__ = [
     "probe",
     "recipes",
     "schemes",
+    "task_of",
+    "unwrap",
 ]
