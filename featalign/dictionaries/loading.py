@@ -1,4 +1,4 @@
-"""Dictionaries read from sae-lens's configuration and tensors, in a folder or in a living object, without importing it."""
+"""Dictionaries from sae-lens's configuration and tensors, of a folder or a living object, without importing it."""
 
 from __future__ import annotations
 
