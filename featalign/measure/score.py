@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap
 
 RESAMPLES = 400
 
@@ -75,8 +76,6 @@ def resampled(items: np.ndarray, statistic: Callable[..., Any], seed: int = 0) -
     """The statistic of `RESAMPLES` bootstrap samples of the items (`scipy.stats.bootstrap`)."""
     if len(items) < 2:
         return np.full(RESAMPLES, float(statistic(items, axis=-1)))
-    from scipy.stats import bootstrap
-
     draw = np.random.default_rng(seed)
     options: dict[str, Any] = {"n_resamples": RESAMPLES, "vectorized": True, "method": "percentile", "batch": 50}
     return bootstrap((items,), statistic, axis=-1, random_state=draw, **options).bootstrap_distribution

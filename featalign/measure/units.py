@@ -36,8 +36,8 @@ def class_profile(codes: torch.Tensor, labels: torch.Tensor, classes: int | None
     values, found = labelled(codes, labels)
     means = _class_means(values, found).clamp_min(0)
     if classes is not None:
-        if found.names and not 0 <= found.names[-1] < classes:
-            raise SpaceMismatch(f"label {found.names[-1]} of {classes} classes; leave `classes` out")
+        if any(not isinstance(name, int) or name >= classes for name in found.names):
+            raise SpaceMismatch(f"labels {found.names[:8]} of {classes} classes; leave `classes` out")
         every = means.new_zeros(len(means), classes)
         every[:, list(found.names)] = means
         means = every
