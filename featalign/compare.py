@@ -59,14 +59,14 @@ def compare(
     """
     import torch
 
+    from featalign.data.inputs import Inputs
     from featalign.data.probe import augment as extend
     from featalign.evidence import Trial
     from featalign.results import CompareResult
-    from featalign.spaces.capture import batches
 
     if len(clients) == 0:
         raise BadOption("zero clients; pass a list of at least one trained module")
-    inputs = torch.cat(list(batches(probe)))
+    inputs = torch.cat([batch.args[0] for batch in Inputs.of(probe)])
     names = [chr(ord("A") + k) for k in range(len(clients))]
     config = RunConfig(
         dataset="user", clients=len(clients), seeds=1, probe=len(inputs), mixing=mixing, methods=tuple(methods),
@@ -101,14 +101,14 @@ def run(
     choose(config.methods)
     folder = Path(out) if out else Path("reports") / config.run_name
     saes = folder / "saes" if out else Path("saes") / config.run_name
-    for path in (folder, saes):
-        storage.refuse_existing(path, overwrite)
-    dataset = load(config.dataset, config.folder or None, progress)
-    bar = _Progress(config.seeds, progress)
-    trials = [_trial(config, dataset, seed, bar) for seed in range(config.seeds)]
-    bar.close()
-    result = CompareResult.gather(config, trials)
     with ExitStack() as stack:
+        for path in (folder,) if out else (folder, saes):
+            stack.enter_context(storage.claim(path, overwrite))
+        dataset = load(config.dataset, config.folder or None, progress)
+        bar = _Progress(config.seeds, progress)
+        trials = [_trial(config, dataset, seed, bar) for seed in range(config.seeds)]
+        bar.close()
+        result = CompareResult.gather(config, trials)
         temporary = stack.enter_context(storage.atomic_folder(folder, overwrite))
         apart = None if out else stack.enter_context(storage.atomic_folder(saes, overwrite))
         result.save(temporary, apart or temporary / "saes")
@@ -159,7 +159,7 @@ def _problem(config: RunConfig, trial: Trial, probe: torch.Tensor, refit_inputs:
 
     from featalign.clients.training import check_finite
     from featalign.fuse.problem import FusionProblem
-    from featalign.spaces import SpaceGraph
+    from featalign.spaces import trace
     from featalign.spaces.capture import evaluating
 
     shapes = [{name: tensor.dim() for name, tensor in client.state_dict().items()} for client in trial.clients]
@@ -182,7 +182,7 @@ def _problem(config: RunConfig, trial: Trial, probe: torch.Tensor, refit_inputs:
             ) from error
         if not torch.isfinite(probe).all():
             raise ProbeError(f"the probe {list(probe.shape)} holds NaN or infinity; drop those samples")
-    graphs = tuple(SpaceGraph.trace(client, probe[:2]) for client in trial.clients)
+    graphs = tuple(trace(client, probe[:2]) for client in trial.clients)
     return FusionProblem(
         trial.clients, graphs, probe, refit_inputs, config.weights, len(trial.clients) - 1,
         class_counts=trial.class_counts, seed=trial.seed,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from featalign import options
 from featalign.errors import BadOption, CorruptFile
+from featalign.storage import read_text
+
+LARGEST = 100_000  # latents per unit and active latents that nobody means by more
 
 DEFAULT_METHODS = (
     *("vanilla", "ot-acts", "ot-wts", "feature-ot", "feature-fold"),
@@ -65,17 +69,20 @@ class RunConfig:
     curve: int = 11
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(int(width) for width in self.hidden))
-        object.__setattr__(self, "methods", tuple(self.methods))
+        options.check(self)
         for name, low in (("clients", 1), ("seeds", 1), ("probe", 1), ("augmented", 1), ("epochs", 0), ("curve", 0)):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
+        if any(width < 1 for width in self.hidden):
+            raise BadOption(f"hidden = {list(self.hidden)}; every width is at least 1")
         if self.mixing is None:
             object.__setattr__(self, "mixing", 1 / self.clients)
         if not 0 <= self.mixing <= 1:  # type: ignore[operator]
             raise BadOption(f"mixing = {self.mixing}; the weight of the first client lies between 0 and 1")
-        if self.ridge <= 0 or self.expansion < 0:
-            raise BadOption(f"ridge = {self.ridge}, expansion = {self.expansion}; out of range")
+        if self.ridge <= 0 or self.alpha <= 0:
+            raise BadOption(f"ridge = {self.ridge}, alpha = {self.alpha}; both are above 0")
+        if not (0 <= self.expansion <= LARGEST and 0 <= self.k <= LARGEST):
+            raise BadOption(f"expansion = {self.expansion}, k = {self.k}; both lie between 0 and {LARGEST}")
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -94,37 +101,24 @@ class RunConfig:
 
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back."""
-        return "".join(f"{name} = {_toml(value)}\n" for name, value in self.to_dict().items())
+        return options.to_toml(self.to_dict())
 
     @classmethod
     def from_toml(cls, path: Path | str) -> RunConfig:
         """Read a run's configuration; raises `CorruptFile` or `BadOption` with the offending key."""
+        if not Path(path).is_file():
+            raise BadOption(f"no configuration '{path}'")
         try:
-            content = tomllib.loads(Path(path).read_text())
-        except FileNotFoundError as error:
-            raise BadOption(f"no configuration '{path}'") from error
+            content = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
             raise CorruptFile(f"'{path}' is not valid TOML: {error}") from error
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(content) - known):
-            raise BadOption(f"'{path}' sets '{unknown[0]}', which is no option; options: {', '.join(sorted(known))}")
-        return cls(**content)
+        return options.read(cls, content, f"'{path}'")
 
-    def changed(self, **options: Any) -> RunConfig:
+    def changed(self, **changes: Any) -> RunConfig:
         """A copy with some options replaced."""
-        return dataclasses.replace(self, **options)
+        return dataclasses.replace(self, **changes)
 
 
 def mixing_weights(first: float, clients: int) -> tuple[float, ...]:
     """Weight `first` for the first client, the rest shared equally by the others."""
     return (1.0,) if clients == 1 else (first, *([(1 - first) / (clients - 1)] * (clients - 1)))
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    return repr(value)

@@ -196,11 +196,11 @@ class Diagnosis:
             "sheet": sprite_sheet(self.inputs[used].numpy()),
             "classes": self.class_names,
         }
-        with storage.atomic_folder(folder, overwrite) as temporary:
+        with storage.atomic_folder(folder, overwrite, kind="diagnosis") as temporary:
             storage.write_json(temporary / "results.json", self.to_dict())
             storage.write_json(temporary / "browser.json", browser)
             for name, layer in self.layers.items():
-                layer.dictionaries[0].save(temporary / "dictionaries" / name)
+                layer.dictionaries[0].save(temporary / "dictionaries" / storage.safe_name(name))
             build_diagnosis(temporary)
         self.folder = Path(folder)
         return self.folder

@@ -38,7 +38,15 @@ class DataUnavailable(FeatalignError):
 
 
 class CorruptFile(FeatalignError):
-    """A file that is truncated, fails its checksum or has the wrong format."""
+    """A file that is missing, truncated, fails its checksum or has the wrong format."""
+
+
+class StorageError(FeatalignError):
+    """A file or folder that cannot be written: no space, no permission, an impossible path."""
+
+
+class FolderInUse(StorageError):
+    """An output folder that another running process is writing."""
 
 
 class FolderExists(FeatalignError):

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from featalign.align.feature import FeatureMatch, match_features
-from featalign.align.neuron import post_site, pre_site
 from featalign.align.regime import regime
 from featalign.clients.client import Client
 from featalign.config import mixing_weights
@@ -111,7 +110,7 @@ def diagnose_spaces(trial: Trial) -> dict[str, SpaceEvidence]:
         for name, result in trial.results.items()
         if not result.refitted and result.method != "zip"
     }
-    sites = [site for space in problem.graph.hidden for site in (pre_site(space), post_site(space))]
+    sites = [site for space in problem.graph.hidden for site in (space.before, space.after)]
     order = torch.randperm(len(trial.inputs), generator=torch.Generator().manual_seed(trial.seed))[:EXAMPLES]
     inputs, labels = trial.inputs[order], trial.labels[order]
     pair = (0, problem.reference)
@@ -119,7 +118,7 @@ def diagnose_spaces(trial: Trial) -> dict[str, SpaceEvidence]:
     found = {}
     for space in problem.graph.hidden:
         bases = trial.dictionaries[space.name]
-        post = post_site(space)
+        post = space.after
         seen = [(acts[pair[0]][post], acts[pair[1]][post]) for _, acts, _ in problem.activations()]
         sizes = [problem.graphs[k][space.name].size for k in pair]
         neuron = match_features(NeuronBasis(sizes[0]), NeuronBasis(sizes[1]), seen)

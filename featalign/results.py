@@ -146,11 +146,11 @@ class CompareResult:
         )
         for trial in self.trials:
             for name, result in trial.results.items():
-                result.save(folder / "models" / f"seed-{trial.seed}" / f"{name}.safetensors")
+                result.save(folder / "models" / f"seed-{trial.seed}" / f"{storage.safe_name(name)}.safetensors")
             for space, members in trial.dictionaries.items():
                 for name, dictionary in zip(trial.names, members):
                     below = saes if trial.seed == first.seed else saes / f"seed-{trial.seed}"
-                    dictionary.save(below / name / space)
+                    dictionary.save(below / storage.safe_name(name) / storage.safe_name(space))
 
     def _in_per_cent(self) -> pd.DataFrame:
         frame = self.to_frame()

@@ -7,8 +7,6 @@ read; the in-map is the least-squares reading of each client's units from the ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from featalign.errors import BadOption
@@ -46,9 +44,18 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
     return chosen
 
 
-def reading_map(gram: torch.Tensor, chosen: Sequence[int], ridge: float = 1e-4) -> torch.Tensor:
-    """`[pool, chosen]`: every unit of the pool as a linear reading of the chosen ones, by ridge regression."""
-    index = torch.as_tensor(chosen)
-    inner = gram[index][:, index]
-    inner = inner + ridge * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(index), dtype=gram.dtype)
-    return torch.linalg.solve(inner, gram[index]).T
+def reading_map(gram: torch.Tensor, chosen: torch.Tensor, ridge: float = 1e-4) -> torch.Tensor:
+    """`[pool, chosen]`: every unit of the pool as a linear reading of the chosen ones, by ridge regression.
+
+    The ridge pulls towards the reading of each unit from the one chosen unit that explains most of it, so that chosen
+    units and their duplicates are read exactly.
+    """
+    inner, cross = gram[chosen][:, chosen], gram[:, chosen]
+    energy = inner.diagonal().clamp_min(1e-300)
+    best = (cross.pow(2) / energy).argmax(1)
+    best[chosen] = torch.arange(len(chosen))
+    rows = torch.arange(len(gram))
+    single = torch.zeros_like(cross)
+    single[rows, best] = cross[rows, best] / energy[best]
+    shrink = ridge * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(chosen), dtype=gram.dtype)
+    return single + torch.linalg.solve(inner + shrink, (cross - single @ inner).T).T

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from featalign.data.fetch import cached_file, fetch, read_cache
+from featalign.data.fetch import arrays_of, cached_file
 from featalign.errors import BadOption
 from featalign.registry import Registry
 
@@ -161,9 +161,7 @@ def _fetched(
     """Loader of a cached data set."""
 
     def read(folder: Path | str | None, progress: bool) -> Dataset:
-        if not cached_file(name).exists():
-            fetch(name, folder, progress)
-        arrays = read_cache(name)
+        arrays = arrays_of(name, folder, progress)
 
         def standard(raw: torch.Tensor) -> torch.Tensor:
             scaled = raw.float().div_(255)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import torch
 
 from featalign import storage
 from featalign.data.formats import IDX_NAMES, Arrays, cifar_binary, cifar_sheets, idx_folder
-from featalign.errors import BadOption, CorruptFile, DataUnavailable
+from featalign.errors import BadOption, CorruptFile, DataUnavailable, StorageError
 from featalign.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -122,14 +124,13 @@ def digest(array: np.ndarray) -> str:
 def read_cache(name: str) -> dict[str, torch.Tensor]:
     """The uint8 arrays of a cached data set; raises `CorruptFile` when they are not what was published."""
     path = cached_file(name)
-    remedy = f"run `featalign data fetch {name}` to replace it"
     try:
-        tensors = storage.load_tensors(path)
-    except (CorruptFile, OSError) as error:
-        raise CorruptFile(f"cached data set '{path}' is truncated or unreadable; {remedy}") from error
+        tensors = storage.load_tensors(path, verify=False)
+    except CorruptFile as error:
+        raise CorruptFile(f"cached data set '{path}' is truncated or unreadable") from error
     for key, expected in remotes[name].digests.items():
         if key not in tensors or digest(tensors[key].numpy()) != expected:
-            raise CorruptFile(f"'{key}' in cached data set '{path}' fails its checksum; {remedy}")
+            raise CorruptFile(f"'{key}' in cached data set '{path}' fails its checksum")
     return tensors
 
 
@@ -142,23 +143,56 @@ def fetch(name: str, source: Path | str | None = None, progress: bool = True) ->
             other source is tried.
         progress: show a bar over the sources and steps.
 
-    Order: cache (a corrupt one is replaced), `source`, Debian package (installed, or downloaded with apt-get and
+    Order: cache (a damaged one is replaced), `source`, Debian package (installed, or downloaded with apt-get and
     unpacked without installing), package registry through its client, OpenML through scikit-learn.
-    Raises `UnknownName`, `CorruptFile` when the user's files are not the published ones, and `DataUnavailable`, which
-    says what was tried and how to proceed.
+    Raises `UnknownName`, `CorruptFile` when the user's files are not the published ones, `DataUnavailable`, which says
+    what was tried and how to proceed, and `StorageError` when the cache cannot be written.
     """
-    from tqdm.auto import tqdm
-
     if name == "digits":
         raise BadOption("data set 'digits' comes with scikit-learn; there is nothing to fetch")
-    remote, path = remotes[name], cached_file(name)
-    if path.exists():
-        try:
-            read_cache(name)
-            return path
-        except CorruptFile as error:
-            log.warning("%s; fetching it again", error)
+    if _from_cache(name, []) is None:
+        storage.require_writable(cached_file(name))
+        tensors, label = _bring(name, source, progress)
+        storage.save_tensors(cached_file(name), tensors, {"name": name, "source": label})
+    return cached_file(name)
+
+
+def arrays_of(name: str, source: Path | str | None = None, progress: bool = True) -> dict[str, torch.Tensor]:
+    """The uint8 arrays of a data set, from the cache or as `fetch` brings them; a cache that is full or read-only
+    costs a warning. Raises what `fetch` raises."""
     tried: list[str] = []
+    held = _from_cache(name, tried)
+    if held is not None:
+        return held
+    tensors, label = _bring(name, source, progress, tried)
+    try:
+        storage.save_tensors(cached_file(name), tensors, {"name": name, "source": label})
+    except StorageError as error:
+        warnings.warn(f"'{name}' is not kept ({error}); going on without the cache", storage.CacheWarning, stacklevel=2)
+    return tensors
+
+
+def _from_cache(name: str, tried: list[str]) -> dict[str, torch.Tensor] | None:
+    """What the cache holds, or None; why a damaged one is passed over goes to `tried` and a warning."""
+    remotes[name]
+    if not os.path.exists(cached_file(name)):
+        tried.append("cache: not there")
+        return None
+    try:
+        return read_cache(name)
+    except CorruptFile as error:
+        tried.append(f"cache: {error}")
+        warnings.warn(f"{error}; fetching it again", storage.CacheWarning, stacklevel=3)
+        return None
+
+
+def _bring(
+    name: str, source: Path | str | None, progress: bool, tried: Sequence[str] = ("cache: not there",)
+) -> tuple[dict[str, torch.Tensor], str]:
+    """Verified arrays and the name of the first source that has them."""
+    from tqdm.auto import tqdm
+
+    remote, tried = remotes[name], list(tried)
     sources = [("folder", from_folder)] if source is not None else list(SOURCES.items())
     with tqdm(total=len(sources), desc=name, unit="source", disable=not progress, leave=False) as bar:
         for label, get in sources:
@@ -172,11 +206,10 @@ def fetch(name: str, source: Path | str | None = None, progress: bool = True) ->
                     raise (reason if isinstance(reason, CorruptFile) else DataUnavailable(str(reason))) from None
                 tried.append(f"{label}: {reason}")
             else:
-                tensors = {key: torch.from_numpy(np.array(array, dtype=np.uint8)) for key, array in arrays.items()}
-                return storage.save_tensors(path, tensors, {"name": name, "source": label})
+                return {key: torch.from_numpy(np.array(a, dtype=np.uint8)) for key, a in arrays.items()}, label
             bar.update()
     raise DataUnavailable(
-        f"data set '{name}' could not be had. Tried cache: not there; {'; '.join(tried)}. Put {remote.files} into a "
+        f"data set '{name}' could not be had. Tried {'; '.join(tried)}. Put {remote.files} into a "
         f"folder and run `featalign data fetch {name} --from FOLDER`, or work with --dataset digits"
     )
 

@@ -94,7 +94,8 @@ def cifar_sheets(folder: Path) -> Arrays | None:
         except OSError as error:
             raise CorruptFile(f"'{path}' is not a complete PNG ({error}); get it again") from error
         sheets.append(np.ascontiguousarray(sheet.reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)))
-    labels = [np.array(json.loads(path.read_text()), dtype=np.uint8) for path in paths[6:] if path is not None]
+    texts = [path.read_text(encoding="utf-8") for path in paths[6:] if path is not None]
+    labels = [np.array(json.loads(text), dtype=np.uint8) for text in texts]
     if len(labels) != 2:
         return None
     return {

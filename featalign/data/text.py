@@ -47,7 +47,7 @@ def _from_folder(folder: Path) -> dict[str, str]:
     files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
     if not files:
         raise DataUnavailable(f"'{folder}' holds no .txt files; give a folder with one plain-text file per work")
-    return {file.stem: file.read_text(errors="replace") for file in files}
+    return {file.stem: file.read_text(encoding="utf-8", errors="replace") for file in files}
 
 
 def _fetch(progress: bool) -> dict[str, dict[str, str]]:

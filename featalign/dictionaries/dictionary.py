@@ -192,7 +192,7 @@ class Dictionary:
 
         Raises `FolderExists` when the folder holds anything and `overwrite` is off.
         """
-        with atomic_folder(folder, overwrite) as temporary:
+        with atomic_folder(folder, overwrite, kind="dictionary") as temporary:
             save_tensors(temporary / WEIGHTS, self.tensors)
             write_json(temporary / CONFIG, self._config())
             write_json(temporary / HISTORY, self.history.to_dict(orient="list"))

@@ -55,7 +55,7 @@ def cached_dictionaries(
         folder = storage.cache_folder() / "dictionaries" / storage.fingerprint(identity)
         if keys and folder.is_dir():
             for space in spaces:
-                found.setdefault(space.name, []).append(load(folder / space.name))
+                found.setdefault(space.name, []).append(load(folder / storage.safe_name(space.name)))
             continue
         order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:SAMPLES]
         sites = [site for space in spaces for site in (space.pre, space.post or space.pre) if site is not None]
@@ -80,5 +80,5 @@ def cached_dictionaries(
         if keys:
             with storage.atomic_folder(folder, overwrite=True) as temporary:
                 for space_name, dictionary in trained.items():
-                    dictionary.save(temporary / space_name)
+                    dictionary.save(temporary / storage.safe_name(space_name))
     return {name: tuple(members) for name, members in found.items()}

@@ -2,8 +2,11 @@
 
 from featalign.spaces.apply import moved, rebuilt
 from featalign.spaces.capture import collect, stream
-from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry
+from featalign.spaces.check import check
+from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry, weakest
 from featalign.spaces.moments import CrossMoments
+from featalign.spaces.nonlinear import apply_nonlinearity
+from featalign.spaces.tracing import trace
 
 __all__ = [
     "Axis",
@@ -13,8 +16,12 @@ __all__ = [
     "Space",
     "SpaceGraph",
     "Symmetry",
+    "apply_nonlinearity",
+    "check",
     "collect",
     "moved",
     "rebuilt",
     "stream",
+    "trace",
+    "weakest",
 ]

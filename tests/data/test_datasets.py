@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from featalign import data, storage
 from featalign.cli import app
 from featalign.data import formats
-from featalign.errors import BadOption, CorruptFile, DataUnavailable, UnknownName
+from featalign.errors import BadOption, CorruptFile, DataUnavailable, StorageError, UnknownName
 
 fetching = __import__("importlib").import_module("featalign.data.fetch")  # the package re-exports its function
 
@@ -129,7 +129,7 @@ def test_wrong_bytes_never_enter_the_cache(small, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "other"])
-def test_damaged_cache_is_reported_by_load_and_replaced_by_fetch(small, damage):
+def test_damaged_cache_is_named_and_replaced(small, damage):
     path = data.fetch("mnist", small / "published", progress=False)
     whole = path.read_bytes()
     if damage == "other":
@@ -137,10 +137,20 @@ def test_damaged_cache_is_reported_by_load_and_replaced_by_fetch(small, damage):
     else:
         flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
         path.write_bytes({"truncated": whole[:-100], "flipped": flipped, "empty": b""}[damage])
-    with pytest.raises(CorruptFile, match="run `featalign data fetch mnist` to replace it"):
-        data.load("mnist", progress=False)
-    data.fetch("mnist", small / "published", progress=False)
-    assert len(data.load("mnist").train_labels) == 30
+    with pytest.warns(storage.CacheWarning, match="fetching it again"), pytest.raises(DataUnavailable, match="cache: "):
+        data.load("mnist", progress=False)  # no source has it
+    with pytest.warns(storage.CacheWarning, match="fetching it again"):
+        assert len(data.load("mnist", small / "published", progress=False).train_labels) == 30
+    assert len(data.load("mnist", progress=False).train_labels) == 30
+
+
+def test_a_cache_that_cannot_be_written_is_gone_without(small, monkeypatch):
+    (small / "file").write_text("")
+    monkeypatch.setenv("FEATALIGN_CACHE", str(small / "file" / "cache"))
+    with pytest.warns(storage.CacheWarning, match="going on without the cache"):
+        assert len(data.load("mnist", small / "published", progress=False).train_labels) == 30
+    with pytest.raises(StorageError, match="choose another folder"):
+        data.fetch("mnist", small / "published", progress=False)
 
 
 def test_missing_and_truncated_user_files(small):

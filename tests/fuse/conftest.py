@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from featalign.fuse import FusionProblem
-from featalign.spaces import SpaceGraph
+from featalign.spaces import trace
 
 
 def network(widths=(12, 16, 8, 5), bias=False, seed=0):
@@ -56,7 +56,7 @@ def duplicated(module, copies):
 
 
 def problem_of(clients, probe, mixing=None, reference=-1, **options):
-    graphs = tuple(SpaceGraph.trace(client, probe[:2]) for client in clients)
+    graphs = tuple(trace(client, probe[:2]) for client in clients)
     mixing = mixing or tuple(1 / len(clients) for _ in clients)
     return FusionProblem(
         tuple(clients), graphs, probe, options.pop("refit_inputs", probe), mixing, reference % len(clients), **options

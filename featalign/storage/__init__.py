@@ -1,0 +1,34 @@
+"""Files that are never half-written: JSON, safetensors and run folders, the cache, names that are safe as paths.
+
+No pickle is read or written. What cannot be written raises `StorageError`, what cannot be read `CorruptFile`.
+"""
+
+from featalign.storage.cache import CacheWarning, cache_folder, cached, fingerprint
+from featalign.storage.files import plain, read_json, read_text, write_bytes, write_json
+from featalign.storage.folders import atomic_folder, claim, recover, refuse_existing, require_writable
+from featalign.storage.names import safe_name
+from featalign.storage.temporary import sweep, writing
+from featalign.storage.tensors import load_metadata, load_tensors, save_tensors
+
+__all__ = [
+    "CacheWarning",
+    "atomic_folder",
+    "cache_folder",
+    "cached",
+    "claim",
+    "fingerprint",
+    "load_metadata",
+    "load_tensors",
+    "plain",
+    "read_json",
+    "read_text",
+    "recover",
+    "refuse_existing",
+    "require_writable",
+    "safe_name",
+    "save_tensors",
+    "sweep",
+    "write_bytes",
+    "write_json",
+    "writing",
+]
