@@ -6,6 +6,7 @@ from featalign.spaces.check import check
 from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry, weakest
 from featalign.spaces.moments import CrossMoments
 from featalign.spaces.nonlinear import apply_nonlinearity
+from featalign.spaces.splice import Splice, splice
 from featalign.spaces.tracing import trace
 
 __all__ = [
@@ -15,12 +16,14 @@ __all__ = [
     "Site",
     "Space",
     "SpaceGraph",
+    "Splice",
     "Symmetry",
     "apply_nonlinearity",
     "check",
     "collect",
     "moved",
     "rebuilt",
+    "splice",
     "stream",
     "trace",
     "weakest",
