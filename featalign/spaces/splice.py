@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.data.inputs import BATCH, Batch, Inputs, unwrap
-from featalign.data.task import Classification, NextToken, Scores, Task, task_of
+from featalign.data.batch import Batch, unwrap
+from featalign.data.inputs import BATCH, Inputs
+from featalign.data.task import Scores, Task, task_of
+from featalign.data.tasks import Classification, NextToken
 from featalign.errors import ProbeError, SpaceMismatch
 from featalign.spaces.capture import evaluating, require_module, stream, units_last, units_of
 from featalign.spaces.graph import Site

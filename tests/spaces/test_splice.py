@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from featalign.data.task import Classification
+from featalign.data.tasks import Classification
 from featalign.errors import ProbeError, SpaceMismatch
 from featalign.spaces import Site, splice
 
