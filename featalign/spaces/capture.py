@@ -104,7 +104,8 @@ def _hooks(module: nn.Module, sites: Sequence[Site]) -> Iterator[dict[Site, list
         for site in dict.fromkeys(sites):
             part = require_module(modules, site.module)
             if site.side == "in":
-                handles.append(part.register_forward_pre_hook(lambda _m, args, s=site: keep(s, args)))
+                hook = lambda _m, args, kwargs, s=site: keep(s, (args, kwargs))  # noqa: E731
+                handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 handles.append(part.register_forward_hook(lambda _m, _args, out, s=site: keep(s, out)))
         yield calls
