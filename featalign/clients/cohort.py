@@ -148,8 +148,8 @@ def check_parameters(module: nn.Module, name: str) -> None:
     for key, tensor in module.named_parameters():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise NotFinite(
-                f"'{key}' {list(tensor.shape)} of client '{name}' holds NaN or infinity; train it with a lower learning "
-                "rate, or leave the client out"
+                f"'{key}' {list(tensor.shape)} of client '{name}' holds NaN or infinity; train it with a lower "
+                "learning rate, or leave the client out"
             )
 
 

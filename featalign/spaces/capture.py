@@ -15,7 +15,7 @@ from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import BATCH, Inputs
 from featalign.errors import NotFinite, SpaceMismatch
 from featalign.spaces.graph import Site
-from featalign.spaces.structures import outputs_in, tensors_in
+from featalign.spaces.structures import fitted, outputs_in, tensors_in
 
 BATCH_BYTES = 64_000_000  # activations of one client held at a time; patches of convolutions take some ten times more
 Held = dict[Site, torch.Tensor]
@@ -35,7 +35,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def outputs_of(module: nn.Module, example: Any) -> list[torch.Tensor]:
-    """Every tensor that `module` returns on an example (tensor, tuple of arguments or mapping)."""
+    """Every tensor that `module` returns on an example (tensor, tuple of arguments or mapping) in its own type."""
+    example = fitted(example, module)
     with evaluating(module):
         if isinstance(example, Mapping):
             return outputs_in(module(**example))
