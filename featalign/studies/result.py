@@ -130,7 +130,7 @@ class StudyResult:
         content = storage.read_json(folder / RESULTS)
         frames = {name: framed(records, cls.rows[name]) for name, records in _frames(content, cls, folder).items()}
         try:
-            config = options.read(cls.config_type, content.get("config", {}), f"'{folder / RESULTS}'")
+            config: Any = options.read(cls.config_type, content.get("config", {}), f"'{folder / RESULTS}'")
         except BadOption as error:
             raise CorruptFile(str(error)) from error
         arrays = storage.load_tensors(folder / ARRAYS) if (folder / ARRAYS).exists() else {}
