@@ -130,13 +130,18 @@ class StudyResult:
         content = storage.read_json(folder / RESULTS)
         frames = {name: framed(records, cls.rows[name]) for name, records in _frames(content, cls, folder).items()}
         try:
-            config: Any = options.read(cls.config_type, content.get("config", {}), f"'{folder / RESULTS}'")
+            config = cls.read_config(content.get("config", {}), f"'{folder / RESULTS}'")
         except BadOption as error:
             raise CorruptFile(str(error)) from error
         arrays = storage.load_tensors(folder / ARRAYS) if (folder / ARRAYS).exists() else {}
         widgets = storage.read_json(folder / WIDGETS) if (folder / WIDGETS).exists() else {}
         plain = {name: tensor.numpy() for name, tensor in arrays.items()}
         return cls(config, frames, content.get("facts", {}), plain, widgets, folder)
+
+    @classmethod
+    def read_config(cls, values: Mapping[str, Any], where: str) -> Any:
+        """The configuration from plain values; raises `BadOption`."""
+        return options.read(cls.config_type, values, where)
 
     def config_text(self) -> str:
         """The configuration as TOML, from which the run can be repeated."""
@@ -308,13 +313,14 @@ def _properties(row: type) -> dict[str, Any]:
 
 
 def _described(kind: type, name: str) -> dict[str, str]:
-    """The words of a field in the `Attributes:` part of a docstring."""
-    text = " ".join((kind.__doc__ or "").partition("Attributes:")[2].split())
+    """The words of a field in the `Attributes:` part of a docstring, the class's own or one it inherits from."""
     names = "|".join(item.name for item in dataclasses.fields(kind))
     entry = rf"(?:{names})(?:, (?:{names}))*: "
-    for match in re.finditer(rf"({entry})(.*?)(?= {entry}|$)", " " + text):
-        if name in match[1].rstrip(": ").split(", "):
-            return {"description": match[2].strip()}
+    for part in kind.__mro__:
+        text = " ".join((part.__doc__ or "").partition("Attributes:")[2].split())
+        for match in re.finditer(rf"({entry})(.*?)(?= {entry}|$)", text):
+            if name in match[1].rstrip(": ").split(", "):
+                return {"description": match[2].strip()}
     return {}
 
 
