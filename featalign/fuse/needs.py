@@ -71,7 +71,7 @@ def chain(problem: FusionProblem) -> str | None:
     for layer in problem.graph.layers:
         module, space = modules[layer.module], problem.graph[layer.writes]
         if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or not affine.is_affine(module):
-            return f"layer '{layer.module}' is a {type(module).__name__}, and unit pools want Linear or plain Conv layers"
+            return f"layer '{layer.module}' is a {type(module).__name__}; unit pools want Linear or plain Conv layers"
         if layer.calls != 1:
             return f"layer '{layer.module}' runs {layer.calls} times"
         if not space.pinned and (space.scales or writers.count(space.name) > 1):
@@ -80,8 +80,8 @@ def chain(problem: FusionProblem) -> str | None:
     for space in problem.graph.hidden:
         if space.pre is None or space.nonlinearity is None:
             return f"what follows space '{space.name}' is no elementwise nonlinearity"
-        if space.name not in writers:
-            return f"space '{space.name}' is written by no layer"
+        if space.name not in writers or all(layer.reads != space.name for layer in problem.graph.layers):
+            return f"space '{space.name}' is written or read by something that is no layer"
     return None if problem.graph.hidden else "there is no hidden space"
 
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment
+from featalign.data.batch import unwrap
 from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import Walk, running_order
-from featalign.data.inputs import unwrap
 from featalign.spaces import affine
 from featalign.spaces.capture import evaluating, kept, units_last
 from featalign.spaces.graph import Layer, Site
@@ -170,9 +170,7 @@ def _pairs(
         yield affine.rows(module, kept(value, batch.mask)), target
 
 
-def _solve(
-    name: str, module: nn.Module, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], ridge: float
-) -> LayerFit:
+def _solve(name: str, module: nn.Module, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], ridge: float) -> LayerFit:
     """Accumulate `X^T X` and `X^T (T - X W0^T)`, solve, write the weights back."""
     gram: Any = 0
     residual: Any = 0

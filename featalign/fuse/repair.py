@@ -107,9 +107,7 @@ def interpolated(
     return {name: (mean, deviation / share.clamp_min(1e-12)) for name, (mean, deviation, share) in total.items()}
 
 
-def correct_norm(
-    norm: nn.Module, inputs: Iterable[torch.Tensor], mean: torch.Tensor, deviation: torch.Tensor
-) -> None:
+def correct_norm(norm: nn.Module, inputs: Iterable[torch.Tensor], mean: torch.Tensor, deviation: torch.Tensor) -> None:
     """Correct running statistics in place by what `inputs` show against what the parents show on the same probe.
 
     `running_mean += found - mean`, `running_var *= (found / deviation)^2`: the probe's own peculiarities cancel.

@@ -144,7 +144,9 @@ def test_a_changed_probe_never_returns_an_old_plan(probe):
     assert propose(problem, "ot-acts", {}) is first
     again = propose(other, "ot-acts", {})
     name = problem.graph.hidden[0].name
-    assert again is not first and not torch.equal(again.alignments[0].maps[name].out, first.alignments[0].maps[name].out)
+    assert again is not first and not torch.equal(
+        again.alignments[0].maps[name].out, first.alignments[0].maps[name].out
+    )
 
 
 def test_options_are_the_signature_and_reach_the_method(probe):

@@ -74,7 +74,8 @@ def matcher(
 
     def file(function: Function) -> Function:
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        MATCHERS.register(name)(Matcher(function, spaces, otherwise, basis, needs, gauge, refit, default, exact, summary))
+        entry = Matcher(function, spaces, otherwise, basis, needs, gauge, refit, default, exact, summary)
+        MATCHERS.register(name)(entry)
         return function
 
     return file
