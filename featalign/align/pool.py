@@ -19,7 +19,7 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
 
     At each step the unit that lowers the squared error of regressing the targets on the chosen units most is taken
     (orthogonal matching pursuit with several targets), and everything is deflated by it. Only Gram matrices are needed.
-    When the chosen units explain everything, the rest are taken by their residual energy.
+    When the chosen units explain everything, the rest are those least like any chosen one.
 
     Raises `BadOption` when the pool is smaller than `count`.
     """
@@ -40,7 +40,10 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
             cross -= torch.outer(factor[:, step], cross[best] / residual[best].sqrt())
             residual -= factor[:, step].square()
         else:
-            best = int(torch.where(free, initial, torch.full_like(initial, -1.0)).argmax())
+            index = torch.as_tensor(chosen, dtype=torch.long)
+            alike = gram[:, index].pow(2) / torch.outer(initial, initial[index])
+            apart = 1 - (alike.amax(1) if chosen else torch.zeros_like(initial))
+            best = int(torch.where(free, apart, torch.full_like(apart, -1.0)).argmax())
         free[best] = False
         chosen.append(best)
     return chosen

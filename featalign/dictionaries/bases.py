@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.preflight import default_k
 from featalign.dictionaries.quality import assess
+from featalign.dictionaries.rows import Activations, as_rows, check_finite
 from featalign.errors import DictionaryError, SpaceMismatch
 
 
@@ -32,14 +34,22 @@ class LinearBasis:
     def encode(self, activations: torch.Tensor) -> torch.Tensor:
         if activations.shape[-1] != len(self.mean):
             raise SpaceMismatch(f"{self.name} basis of {len(self.mean)} units, activations {tuple(activations.shape)}")
-        return (activations - self.mean) @ self.encoder
+        check_finite(activations)
+        return (activations.to(self.mean) - self.mean) @ self.encoder
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        return codes @ self.atoms + self.mean
+        return codes.to(self.mean) @ self.atoms + self.mean
 
 
-def pca(activations: torch.Tensor, components: int | None = None) -> LinearBasis:
+def _finite_rows(activations: Activations) -> torch.Tensor:
+    rows = as_rows(activations).float()
+    check_finite(rows)
+    return rows
+
+
+def pca(activations: Activations, components: int | None = None) -> LinearBasis:
     """Principal components of activations `[samples, n]`, all of them unless `components` says less."""
+    activations = _finite_rows(activations)
     mean = activations.mean(0)
     centred = (activations - mean).double()
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(centred))
@@ -49,12 +59,13 @@ def pca(activations: torch.Tensor, components: int | None = None) -> LinearBasis
     return LinearBasis("pca", directions, directions.T.contiguous(), mean, share)
 
 
-def ica(activations: torch.Tensor, components: int | None = None, seed: int = 0) -> LinearBasis:
+def ica(activations: Activations, components: int | None = None, seed: int = 0) -> LinearBasis:
     """Independent components (FastICA, scikit-learn) of activations `[samples, n]` with unit variance codes."""
     import warnings
 
     from sklearn.decomposition import FastICA
 
+    activations = _finite_rows(activations)
     wanted = components or activations.shape[1]
     rank = int(torch.linalg.matrix_rank(activations - activations.mean(0)))
     model = FastICA(min(wanted, rank), whiten="unit-variance", random_state=seed, max_iter=400, tol=1e-3)
@@ -65,14 +76,13 @@ def ica(activations: torch.Tensor, components: int | None = None, seed: int = 0)
     return LinearBasis("ica", encoder, atoms, torch.from_numpy(model.mean_).float(), torch.ones(len(atoms)))
 
 
-def cca(
-    a: torch.Tensor, b: torch.Tensor, components: int | None = None, ridge: float = 1e-3
-) -> tuple[LinearBasis, ...]:
+def cca(a: Activations, b: Activations, components: int | None = None, ridge: float = 1e-3) -> tuple[LinearBasis, ...]:
     """Canonical directions of two clients' activations of the same samples, `[samples, n]` and `[samples, m]`.
 
     Codes have unit variance and component i of one correlates with component i of the other by `strength[i]`.
     `ridge` is relative to the mean variance. Source: Hotelling 1936; SVCCA, Raghu et al. 2017.
     """
+    a, b = _finite_rows(a), _finite_rows(b)
     if len(a) != len(b):
         raise SpaceMismatch(f"{len(a)} and {len(b)} samples; give both clients the same inputs")
     whitened, sides = [], []
@@ -96,7 +106,7 @@ def cca(
 
 
 def random_dictionary(
-    activations: torch.Tensor,
+    activations: Activations,
     width: int,
     k: float | None = None,
     seed: int = 0,
@@ -106,18 +116,38 @@ def random_dictionary(
 
     Atoms are random unit vectors, codes the k largest projections times the one gain that explains most.
     """
+    rows = as_rows(activations, metadata).float()
+    facts = {"basis": "random", "seed": seed, **(metadata or {})}
+    k = min(default_k(rows.shape[1]) if k is None else k, width)
+    atoms = random_atoms(width, rows.shape[1], torch.Generator().manual_seed(seed))
+    mean, some = rows.mean(0), rows[:8192]
+    plain = untrained(atoms, k, mean)
+    guess = plain.decode(plain.encode(some)) - mean
+    gain = float((guess * (some - mean)).sum() / guess.pow(2).sum().clamp_min(1e-12))
+    scaled = untrained(atoms, k, mean, max(gain, 1e-6), facts)
+    return replace(scaled, quality=assess(scaled, rows, rows))
+
+
+def random_atoms(width: int, units: int, generator: torch.Generator) -> torch.Tensor:
+    """`[width, units]`: directions drawn uniformly, of unit norm."""
     if width < 1:
         raise DictionaryError(f"width {width}; pass at least 1")
-    k = min(default_k(activations.shape[1]) if k is None else k, width)
-    generator = torch.Generator().manual_seed(seed)
-    atoms = torch.randn(width, activations.shape[1], generator=generator)
-    atoms /= atoms.norm(dim=1, keepdim=True)
-    mean = activations.mean(0)
-    tensors = {"W_enc": atoms.T.contiguous(), "b_enc": torch.zeros(width), "W_dec": atoms, "b_dec": mean}
-    plain = Dictionary("topk", tensors, k)
-    guess = plain.decode(plain.encode(activations[:8192])) - mean
-    gain = float((guess * (activations[:8192] - mean)).sum() / guess.pow(2).sum().clamp_min(1e-12))
-    tensors["W_enc"] = tensors["W_enc"] * max(gain, 1e-6)
-    bare = Dictionary("topk", tensors, k)
-    facts = {"basis": "random", "seed": seed, **(metadata or {})}
-    return Dictionary("topk", tensors, k, assess(bare, activations, activations), metadata=facts)
+    atoms = torch.randn(width, units, generator=generator)
+    return atoms / atoms.norm(dim=1, keepdim=True)
+
+
+def untrained(
+    atoms: torch.Tensor,
+    k: float,
+    mean: torch.Tensor | None = None,
+    gain: float = 1.0,
+    metadata: Mapping[str, Any] | None = None,
+) -> Dictionary:
+    """A dictionary that nobody trained: codes are the `k` largest positive projections on `atoms [F, n]`, times `gain`.
+
+    `mean [n]` is subtracted before and added after; none by default.
+    """
+    width, units = atoms.shape
+    mean = atoms.new_zeros(units) if mean is None else mean
+    tensors = {"W_enc": atoms.T * gain, "b_enc": atoms.new_zeros(width), "W_dec": atoms, "b_dec": mean}
+    return Dictionary("topk", tensors, k, metadata={"basis": "random", **(metadata or {})})

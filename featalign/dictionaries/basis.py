@@ -8,9 +8,14 @@ downstream (costs, plans, decodes, measures) takes any of them: neuron-basis OT 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from featalign.dictionaries.architectures import ARCHITECTURES
+from featalign.dictionaries.loading import assemble, load
+from featalign.errors import DictionaryError
 
 
 @runtime_checkable
@@ -55,3 +60,52 @@ class NeuronBasis:
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         return codes
+
+
+@dataclass(frozen=True)
+class ForeignBasis:
+    """A basis made of somebody else's object: its `encode` and `decode` run without gradients and give dense tensors.
+
+    Attributes:
+        name: for tables; atoms: `[F, n]`; source: the object.
+    """
+
+    name: str
+    atoms: torch.Tensor
+    source: Any
+
+    def encode(self, activations: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            codes = self.source.encode(activations.to(self.atoms))
+        return codes.to_dense() if codes.is_sparse else codes
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.source.decode(codes.to(self.atoms))
+
+
+def as_basis(source: Any) -> Basis:
+    """What encodes here: a `Basis`, a folder of a dictionary, sae-lens's `SAE`, or anything that can do it.
+
+    Anything is an object with `encode`, `decode` and `atoms` or `W_dec [F, n]`. An `SAE` whose architecture is known
+    here becomes a `Dictionary` of its weights as they stand, normalisation included. Raises `DictionaryError` for
+    everything else.
+    """
+    if isinstance(source, (str, Path)):
+        return load(source)
+    if isinstance(source, Basis):
+        return source
+    able = all(callable(getattr(source, name, None)) for name in ("encode", "decode"))
+    atoms = getattr(source, "atoms", None)
+    atoms = getattr(source, "W_dec", None) if atoms is None else atoms
+    if isinstance(source, type) or not able or not isinstance(atoms, torch.Tensor) or atoms.dim() != 2:
+        raise DictionaryError(
+            f"a {type(source).__name__} is no basis; pass a dictionary, its folder, a sae-lens SAE, or an object with "
+            "encode, decode and atoms [F, n]"
+        )
+    config: Any = getattr(source, "cfg", None)
+    if hasattr(config, "to_dict") and hasattr(source, "state_dict"):
+        facts = config.to_dict()
+        if any(ARCHITECTURES[name].inference == facts.get("architecture") for name in ARCHITECTURES):
+            return assemble(facts, source.state_dict(), f"{type(source).__name__} of {facts.get('d_in')} units")
+    return ForeignBasis(str(getattr(source, "name", None) or type(source).__name__.lower()), atoms.detach(), source)

@@ -1,6 +1,6 @@
-"""Trained dictionaries: one basis object, the named tensors of sae-lens, and its folder layout.
+"""Trained dictionaries: one basis object that holds the named tensors of sae-lens and is saved in its layout.
 
-Nothing here imports sae_lens (6 s): the layout of `SAE.save_model` is written and read directly, and a test asks
+Nothing here imports sae_lens (6 s): the layout of `SAE.save_model` is written directly, and a test asks
 `sae_lens.SAE.load_from_disk` for equal outputs.
 """
 
@@ -8,29 +8,21 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
-from featalign.errors import CorruptFile, DictionaryError, SpaceMismatch
-from featalign.storage import atomic_folder, load_tensors, plain, read_json, save_tensors, write_json
+from featalign.dictionaries import normalisation
+from featalign.dictionaries.architectures import ARCHITECTURES, Architecture
+from featalign.dictionaries.rows import check_finite
+from featalign.errors import DictionaryError, SpaceMismatch
+from featalign.storage import atomic_folder, plain, save_tensors, write_json
 
 CONFIG, WEIGHTS, HISTORY = "cfg.json", "sae_weights.safetensors", "history.json"
 _LAYOUT_VERSION = "6.20.0"  # the layout written here; sae-lens reads it from 6.0 on
-
-# training architecture -> the sae-lens class that runs it
-INFERENCE = {
-    "relu": "standard",
-    "topk": "topk",
-    "batchtopk": "jumprelu",
-    "jumprelu": "jumprelu",
-    "matryoshka": "jumprelu",
-    "gated": "gated",
-    "transcoder": "transcoder",
-}
 
 
 @dataclass(frozen=True)
@@ -59,14 +51,14 @@ class Dictionary:
     """A sparse dictionary of one space of one client: a `Basis` with the tensors of sae-lens.
 
     Attributes:
-        architecture: what it was trained as: 'topk', 'batchtopk', 'relu', 'jumprelu', 'gated', 'matryoshka',
-            'transcoder'.
-        tensors: `W_enc [n, F]`, `W_dec [F, m]` (rows of unit norm), `b_enc [F]`, `b_dec [m]`, and what the
-            architecture adds (`threshold [F]`; `b_gate`, `b_mag`, `r_mag [F]`).
+        architecture: registered name of what it was trained as ('topk', 'relu', ...).
+        tensors: `W_enc [n, F]`, `W_dec [F, m]` (rows of unit norm where trained here), `b_dec [m]`, and the
+            `latents` of the architecture, each `[F]` (`b_enc`, `threshold`, ...); all of one dtype.
         k: active latents per sample that were asked for.
         quality: on held-out activations; None for dictionaries loaded from elsewhere.
         history: frame of the training run (step, loss, explained variance, L0, dead, learning rate).
         metadata: client, space, seed and whatever else identifies it; saved with it.
+        normalize_activations: sae-lens's name of what is done to each sample before encoding and undone after decoding.
     """
 
     architecture: str
@@ -75,14 +67,20 @@ class Dictionary:
     quality: Quality | None = None
     history: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False, repr=False)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    normalize_activations: str = "none"
+
+    @property
+    def design(self) -> type[Architecture]:
+        """The registered architecture."""
+        return ARCHITECTURES[self.architecture]
 
     @property
     def name(self) -> str:
-        return str(self.metadata.get("basis", "transcoder" if self.architecture == "transcoder" else "sae"))
+        return str(self.metadata.get("basis", "transcoder" if self.design.transcodes else "sae"))
 
     @property
     def atoms(self) -> torch.Tensor:
-        """`[F, m]`: the decoder rows, unit norm."""
+        """`[F, m]`: the decoder rows."""
         return self.W_dec
 
     @property
@@ -99,7 +97,7 @@ class Dictionary:
     def b_enc(self) -> torch.Tensor:
         """`[F]`."""
         if "b_enc" not in self.tensors:
-            raise DictionaryError("a gated dictionary has 'b_gate' and 'b_mag' instead of 'b_enc'")
+            raise DictionaryError(f"a {self.architecture} dictionary has {self.design.latents} instead of 'b_enc'")
         return self.tensors["b_enc"]
 
     @property
@@ -115,24 +113,47 @@ class Dictionary:
     @property
     def reads(self) -> str:
         """'pre' when `encode` wants pre-activations (transcoders), else 'post'."""
-        return "pre" if self.architecture == "transcoder" else "post"
+        return "pre" if self.design.transcodes else "post"
 
     def encode(self, activations: torch.Tensor) -> torch.Tensor:
-        """Codes `[samples, F]` of activations `[samples, n]` (pre-activations for a transcoder).
+        """Codes `[..., F]` of activations `[..., n]` (pre-activations for a transcoder), in the dictionary's dtype.
 
-        Raises `SpaceMismatch` for activations of another space.
+        Raises `SpaceMismatch` for activations of another space and `NotFinite` for NaN or infinity.
         """
-        if activations.shape[-1] != self.W_enc.shape[0]:
+        x = torch.as_tensor(activations)
+        if x.dim() == 0 or x.shape[-1] != self.W_enc.shape[0]:
             raise SpaceMismatch(
                 f"dictionary of space '{self.metadata.get('space', '?')}' reads {self.W_enc.shape[0]} units, "
-                f"got activations {tuple(activations.shape)}; use the dictionary of that space"
+                f"got activations {tuple(x.shape)}; use the dictionary of that space"
             )
+        check_finite(x, self.metadata)
         with torch.no_grad():
-            return _encode(INFERENCE[self.architecture], self.tensors, self.k, activations.to(self.W_enc.dtype))
+            x, frame = normalisation.into(self.normalize_activations, x.to(self.W_enc))
+            codes = self.design.encode(self.tensors, self.k, x)
+            normalisation.remember(codes, frame)
+            return codes
 
-    def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """Activations `[samples, m]` of codes `[samples, F]`, offset included."""
-        return codes @ self.W_dec + self.b_dec
+    def decode(self, codes: torch.Tensor, like: torch.Tensor | None = None) -> torch.Tensor:
+        """Activations `[..., m]` of codes `[..., F]`, offset included.
+
+        A dictionary that normalises each sample scales back by the activations that `encode` made these very codes
+        from; for codes that are edited copies pass those activations as `like [..., n]`, else `DictionaryError`.
+        """
+        if codes.shape[-1] != self.width:
+            raise SpaceMismatch(f"codes {tuple(codes.shape)} for a dictionary of {self.width} latents")
+        found = codes.to(self.W_dec) @ self.W_dec + self.b_dec
+        if self.normalize_activations == "none" or self.design.transcodes:  # what is written is another site's
+            return found
+        if like is None:
+            frame = normalisation.recall(codes, self.normalize_activations)
+        else:
+            frame = normalisation.into(self.normalize_activations, like.to(self.W_enc))[1]
+        if frame is None:
+            raise DictionaryError(
+                f"{self.normalize_activations}: codes {tuple(codes.shape)} alone do not say how large their samples "
+                "were; pass the activations: decode(codes, like=activations)"
+            )
+        return found * frame.scale + frame.centre
 
     def to_dict(self) -> dict[str, Any]:
         """Facts without tensors."""
@@ -164,8 +185,7 @@ class Dictionary:
     def permuted(self, order: torch.Tensor) -> Dictionary:
         """The same dictionary with its latents in another order `[F]`; reconstructions do not change."""
         per_latent = {name: t[..., order] for name, t in self.tensors.items() if name not in {"W_dec", "b_dec"}}
-        tensors = {**per_latent, "W_dec": self.W_dec[order], "b_dec": self.b_dec}
-        return Dictionary(self.architecture, tensors, self.k, self.quality, self.history, self.metadata)
+        return replace(self, tensors={**per_latent, "W_dec": self.W_dec[order], "b_dec": self.b_dec})
 
     def save(self, folder: Path | str, overwrite: bool = False) -> Path:
         """Write `cfg.json` and `sae_weights.safetensors` as sae-lens reads them, and `history.json`, atomically.
@@ -179,29 +199,24 @@ class Dictionary:
         return Path(folder)
 
     def _config(self) -> dict[str, Any]:
-        inference = INFERENCE[self.architecture]
-        config: dict[str, Any] = {
-            "architecture": inference,
+        return {
+            "architecture": self.design.inference,
             "d_in": self.W_enc.shape[0],
             "d_sae": self.width,
-            "dtype": "float32",
+            "dtype": str(self.W_enc.dtype).removeprefix("torch."),
             "device": "cpu",
-            "apply_b_dec_to_input": inference != "transcoder",
-            "normalize_activations": "none",
+            "apply_b_dec_to_input": not self.design.transcodes,
+            "normalize_activations": self.normalize_activations,
             "reshape_activations": "none",
+            **self.design.config(self.tensors, self.k),
+            "metadata": {
+                "sae_lens_version": sae_lens_version(),
+                "training_architecture": self.architecture,
+                "k": self.k,
+                "quality": self.quality.to_dict() if self.quality else None,
+                **plain(dict(self.metadata)),
+            },
         }
-        if inference == "topk":
-            config |= {"k": int(self.k), "rescale_acts_by_decoder_norm": False}
-        if inference == "transcoder":
-            config["d_out"] = self.W_dec.shape[1]
-        config["metadata"] = {
-            "sae_lens_version": sae_lens_version(),
-            "training_architecture": self.architecture,
-            "k": self.k,
-            "quality": self.quality.to_dict() if self.quality else None,
-            **plain(dict(self.metadata)),
-        }
-        return config
 
 
 def sae_lens_version() -> str:
@@ -210,54 +225,3 @@ def sae_lens_version() -> str:
         return importlib.metadata.version("sae-lens")
     except importlib.metadata.PackageNotFoundError:
         return _LAYOUT_VERSION
-
-
-def load(folder: Path | str) -> Dictionary:
-    """Read a dictionary saved here or by sae-lens; raises `CorruptFile` or `DictionaryError` with the path."""
-    folder = Path(folder)
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise DictionaryError(f"'{folder}' holds no dictionary ({CONFIG} and {WEIGHTS}); give the folder of one")
-    config, tensors = read_json(folder / CONFIG), load_tensors(folder / WEIGHTS)
-    metadata = dict(config.get("metadata") or {})
-    metadata.pop("sae_lens_version", None)
-    architecture = metadata.pop("training_architecture", None)
-    architecture = {"standard": "relu", "matryoshka_batchtopk": "matryoshka"}.get(architecture, architecture)
-    if architecture not in INFERENCE or INFERENCE[architecture] != config.get("architecture"):
-        architecture = {inference: name for name, inference in reversed(INFERENCE.items())}.get(config["architecture"])
-    if architecture is None:
-        raise DictionaryError(
-            f"'{folder}': architecture '{config['architecture']}' is not one of {sorted(set(INFERENCE.values()))}"
-        )
-    expected = (config["d_in"], config["d_sae"])
-    if tuple(tensors.get("W_enc", torch.empty(0)).shape) != expected:
-        raise CorruptFile(f"'{folder / WEIGHTS}' has no W_enc of shape {expected}; the folder mixes two dictionaries")
-    if config.get("rescale_acts_by_decoder_norm"):
-        norms = tensors["W_dec"].norm(dim=1)
-        tensors["W_enc"], tensors["b_enc"] = tensors["W_enc"] * norms, tensors["b_enc"] * norms
-        tensors["W_dec"] = tensors["W_dec"] / norms[:, None]
-    if not config.get("apply_b_dec_to_input", True) and config["architecture"] != "transcoder":
-        for bias in {"b_enc", "b_gate"} & tensors.keys():  # b_mag: see below
-            tensors[bias] = tensors[bias] + tensors["b_dec"] @ tensors["W_enc"]
-        if "b_mag" in tensors:
-            tensors["b_mag"] = tensors["b_mag"] + tensors["b_dec"] @ (tensors["W_enc"] * tensors["r_mag"].exp())
-    quality = metadata.pop("quality", None)
-    k = metadata.pop("k", config.get("k", float("nan")))
-    history = pd.DataFrame(read_json(folder / HISTORY)) if (folder / HISTORY).is_file() else pd.DataFrame()
-    return Dictionary(architecture, tensors, k, Quality(**quality) if quality else None, history, metadata)
-
-
-def _encode(inference: str, tensors: Mapping[str, torch.Tensor], k: float, x: torch.Tensor) -> torch.Tensor:
-    """The encoders of sae-lens: standard, topk, jumprelu, gated and transcoder."""
-    if inference != "transcoder":
-        x = x - tensors["b_dec"]
-    if inference == "gated":
-        gate = x @ tensors["W_enc"] + tensors["b_gate"]
-        magnitude = x @ (tensors["W_enc"] * tensors["r_mag"].exp()) + tensors["b_mag"]
-        return (gate > 0) * magnitude.relu()
-    pre = x @ tensors["W_enc"] + tensors["b_enc"]
-    if inference == "jumprelu":
-        return pre.relu() * (pre > tensors["threshold"])
-    if inference == "topk":
-        values, indices = pre.topk(min(int(k), pre.shape[-1]), dim=-1, sorted=False)
-        return torch.zeros_like(pre).scatter_(-1, indices, values.relu())
-    return pre.relu()

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from featalign.errors import DictionaryError, NotFinite
+from featalign.dictionaries.rows import Activations, as_rows, check_finite, chunks, place
+from featalign.errors import DictionaryError
 
-FIRINGS_PER_LATENT = 50  # methods.md 8: fewer leave a latent to chance
+FIRINGS_PER_LATENT = 50  # fewer leave a latent to chance
 GAMMA_LIMIT = 5.0
 
 
@@ -40,26 +41,17 @@ class Preflight:
         return asdict(self)
 
 
-def place(metadata: Mapping[str, Any] | None) -> str:
-    """How messages name the space a dictionary belongs to."""
-    metadata = metadata or {}
-    parts = [f"{key} '{metadata[key]}'" for key in ("client", "space") if metadata.get(key) is not None]
-    return ", ".join(parts) or "the given activations"
-
-
-def inspect(activations: torch.Tensor, metadata: Mapping[str, Any] | None = None) -> Preflight:
+def inspect(activations: Activations, metadata: Mapping[str, Any] | None = None) -> Preflight:
     """Look at activations `[samples, n]`; raises `DictionaryError` or `NotFinite` where no dictionary makes sense."""
     where = place(metadata)
-    if activations.dim() != 2:
-        raise DictionaryError(f"{where}: activations of shape {tuple(activations.shape)}; pass [samples, units]")
+    activations = as_rows(activations, metadata)
     samples, units = activations.shape
     if samples < 32:
         raise DictionaryError(
             f"{where}: {samples} samples cannot support a dictionary of {units} units; pass 32 or more"
         )
-    if not torch.isfinite(activations).all():
-        raise NotFinite(f"{where}: activations hold NaN or infinity; check the client's weights")
-    mean, std = activations.mean(0), activations.std(0, correction=0)
+    check_finite(activations, metadata)
+    mean, std = _moments(activations)
     tolerance = 1e-6 * (1 + mean.abs())
     constant = tuple(torch.nonzero(std <= tolerance).flatten().tolist())
     if len(constant) == units:
@@ -67,12 +59,24 @@ def inspect(activations: torch.Tensor, metadata: Mapping[str, Any] | None = None
     if len(constant) > 0:
         shown = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
         _warn(f"{where}: {len(constant)} of {units} units are constant ({shown}); no latent can describe them")
-    spectrum = torch.linalg.svdvals((activations[:4096] - mean).double()) ** 2
+    spectrum = torch.linalg.svdvals(activations[:4096].double() - mean) ** 2
     rank = float(spectrum.sum() ** 2 / (spectrum**2).sum().clamp_min(1e-300))
     gamma = float(mean.norm() / std.norm())
     if gamma > GAMMA_LIMIT:
         _warn(f"{where}: mean {gamma:.1f} times the spread (gamma); inputs are centred, but expect dead latents")
     return Preflight(samples, units, constant, gamma, rank)
+
+
+def _moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of each unit, float64, from parts of the rows shifted by the first."""
+    first = rows[0].double()
+    total, square = torch.zeros_like(first), torch.zeros_like(first)
+    for part in chunks(rows):
+        shifted = part.double() - first
+        total += shifted.sum(0)
+        square += shifted.pow(2).sum(0)
+    mean = total / len(rows)
+    return first + mean, (square / len(rows) - mean**2).clamp_min(0).sqrt()
 
 
 def default_k(units: int) -> int:

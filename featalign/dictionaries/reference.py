@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-from featalign.dictionaries.dictionary import Dictionary, load
+from featalign.dictionaries.architectures import ARCHITECTURES
+from featalign.dictionaries.dictionary import Dictionary
+from featalign.dictionaries.loading import load
 from featalign.dictionaries.quality import assess
 from featalign.dictionaries.trainer import Plan, held_out
 from featalign.errors import BadOption
@@ -86,30 +88,19 @@ def _provider(x: torch.Tensor, batch: int, seed: int) -> Iterator[torch.Tensor]:
 
 
 def _training_sae(plan: Plan, units: int, coefficient: float) -> Any:
-    import sae_lens
-    from sae_lens.saes import matryoshka_batchtopk_sae as matryoshka
+    from sae_lens.registry import get_sae_training_class
 
-    shape: dict[str, Any] = {"d_in": units, "d_sae": plan.width}
-    if plan.architecture == "topk":
-        return sae_lens.TopKTrainingSAE(sae_lens.TopKTrainingSAEConfig(k=int(plan.k), **shape))
-    if plan.architecture == "batchtopk":
-        return sae_lens.BatchTopKTrainingSAE(sae_lens.BatchTopKTrainingSAEConfig(k=plan.k, **shape))
-    if plan.architecture == "matryoshka":
-        widths = sorted({max(1, plan.width // part) for part in (8, 4, 2, 1)})
-        config = matryoshka.MatryoshkaBatchTopKTrainingSAEConfig(k=plan.k, matryoshka_widths=widths, **shape)
-        return matryoshka.MatryoshkaBatchTopKTrainingSAE(config)
-    if plan.architecture == "relu":
-        return sae_lens.StandardTrainingSAE(sae_lens.StandardTrainingSAEConfig(l1_coefficient=coefficient, **shape))
-    if plan.architecture == "gated":
-        return sae_lens.GatedTrainingSAE(sae_lens.GatedTrainingSAEConfig(l1_coefficient=coefficient, **shape))
-    if plan.architecture == "jumprelu":
-        return sae_lens.JumpReLUTrainingSAE(sae_lens.JumpReLUTrainingSAEConfig(l0_coefficient=coefficient, **shape))
-    raise BadOption(f"architecture '{plan.architecture}' has no trainer in sae-lens; use trainer='featalign'")
+    found = ARCHITECTURES[plan.architecture].reference(plan.width, plan.k, coefficient)
+    if found is None:
+        raise BadOption(f"architecture '{plan.architecture}' has no trainer in sae-lens; use trainer='featalign'")
+    name, options = found
+    build, configure = get_sae_training_class(name)
+    return build(configure(d_in=units, d_sae=plan.width, **options))
 
 
 def _denormalised(bare: Dictionary, mean: torch.Tensor, scale: float, metadata: dict[str, Any]) -> Dictionary:
     tensors = dict(bare.tensors)
     tensors["b_dec"] = tensors["b_dec"] * scale + mean
-    for name in {"b_enc", "b_gate", "b_mag", "threshold"} & tensors.keys():
+    for name in {*bare.design.latents} - {*bare.design.unitless}:
         tensors[name] = tensors[name] * scale
     return Dictionary(bare.architecture, tensors, bare.k, metadata=metadata)

@@ -11,7 +11,9 @@ from torch import nn
 
 from featalign import storage
 from featalign.data.inputs import Inputs
-from featalign.dictionaries.dictionary import Dictionary, load
+from featalign.dictionaries.architectures import ARCHITECTURES
+from featalign.dictionaries.dictionary import Dictionary
+from featalign.dictionaries.loading import load
 from featalign.dictionaries.preflight import DictionaryWarning
 from featalign.dictionaries.training import train
 from featalign.spaces.capture import collect
@@ -38,11 +40,12 @@ def cached_dictionaries(
     Args:
         data: inputs that each client saw (see `data.Inputs`); at most `SAMPLES` rows of activations are used.
         names: of the clients, for messages and metadata.
-        architecture: 'topk' reads post-activations; 'transcoder' maps pre- to post-activations.
+        architecture: registered name; those that transcode map pre- to post-activations, others read the latter.
         keys: fingerprints of the clients; without them nothing is cached.
         expansion, k: width as a multiple of the units and active latents; 0 means the defaults.
     """
     found: dict[str, list[Dictionary]] = {}
+    transcodes = ARCHITECTURES[architecture].transcodes
     for index, (client, graph, inputs, name) in enumerate(zip(clients, graphs, data, names)):
         spaces = [space for space in graph.hidden if space.pre is not None]
         identity: dict[str, Any] = {"architecture": architecture, "seed": seed, "expansion": expansion, "k": k}
@@ -68,14 +71,14 @@ def cached_dictionaries(
             with warnings.catch_warnings():  # a few dead units are routine in a trained ReLU layer
                 warnings.filterwarnings("ignore", ".*units are constant", DictionaryWarning)
                 trained[space.name] = train(
-                    pre if architecture == "transcoder" else post,
+                    pre if transcodes else post,
                     width=round(expansion * space.size) if expansion else None,
                     architecture=architecture,
                     k=k or None,
                     seed=seed,
                     steps=steps,
                     metadata={"client": name, "space": space.name, "hook_name": str(space.post or space.pre)},
-                    targets=post if architecture == "transcoder" else None,
+                    targets=post if transcodes else None,
                 )
             found.setdefault(space.name, []).append(trained[space.name])
         if keys:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ import torch
 
 from featalign import storage
 from featalign.dictionaries import products
-from featalign.dictionaries.architectures import ARCHITECTURES, Architecture, Tensors
-from featalign.dictionaries.dictionary import INFERENCE, Dictionary
+from featalign.dictionaries.architectures import ARCHITECTURES, Architecture
+from featalign.dictionaries.architectures.base import Tensors
+from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.quality import assess
-from featalign.errors import DictionaryError
+from featalign.dictionaries.refit import CodeMoments, free_decoder, gained_decoder
+from featalign.dictionaries.rows import place
+from featalign.errors import DictionaryError, NotFinite
 
 HELD_OUT = 0.1
 DEAD_WINDOW = 0.03  # share of the run without firing after which a latent counts as dead
@@ -23,6 +28,8 @@ DECAY = 0.3  # share of the run over which the learning rate falls to zero
 AUXILIARY = 1.0  # weight of the loss that makes dead latents explain the residual
 CLIP = 1.0  # gradient norm that penalised architectures keep to
 CHECKPOINTS = 10  # per run
+REFIT_ROWS, READ_ROWS = 20_000, 8192  # samples that the final least squares and thresholds are found on
+MOMENTS = 2**27  # entries that mean and scale are taken over
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,23 @@ class Plan:
 def held_out(samples: int) -> int:
     """Samples kept from training: a tenth, at most 4096."""
     return min(max(1, round(HELD_OUT * samples)), 4096)
+
+
+class Normalised:
+    """Rows of activations `[N, n]` as `(a - mean) / scale`, read when asked for: a memory map stays on disk."""
+
+    def __init__(self, values: torch.Tensor, rows: torch.Tensor, metadata: Mapping[str, Any]):
+        self.values = values
+        some = values[rows[: max(1, MOMENTS // values.shape[1])]].float()
+        self.mean = some.mean(0)
+        scale = float((some - self.mean).pow(2).mean().sqrt())
+        if not math.isfinite(scale):
+            largest = float(some.abs().max())
+            raise NotFinite(f"{place(metadata)}: squares of activations up to {largest:.1e} overflow; scale them down")
+        self.scale = max(scale, 1e-12)
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        return (self.values[rows].float() - self.mean) / self.scale
 
 
 class Trainer:
@@ -74,21 +98,16 @@ class Trainer:
         # one split for all seeds of one tensor: seeds then differ in initialisation and order only
         order = torch.randperm(samples, generator=torch.Generator().manual_seed(0))
         self.test_rows, self.train_rows = order[:keep], order[keep:]
-        normalised: dict[int, tuple[torch.Tensor, torch.Tensor, float]] = {}
+        seen: dict[int, Normalised] = {}
 
-        def normalise(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-            if id(values) not in normalised:
-                values_f = values.detach().float()
-                mean = values_f[self.train_rows].mean(0)
-                centred = values_f - mean
-                scale = float(centred[self.train_rows].pow(2).mean().sqrt())
-                normalised[id(values)] = (centred / max(scale, 1e-12), mean, max(scale, 1e-12))
-            return normalised[id(values)]
+        def normalised(values: list[torch.Tensor]) -> list[Normalised]:
+            for each, facts in zip(values, self.metadata):
+                if id(each) not in seen:
+                    seen[id(each)] = Normalised(each, self.train_rows, facts)
+            return [seen[id(each)] for each in values]
 
-        self.x, self.mean_x, self.scale_x = map(list, zip(*(normalise(v) for v in inputs)))
-        self.y, self.mean_y, self.scale_y = (
-            (self.x, self.mean_x, self.scale_x) if tied else map(list, zip(*(normalise(v) for v in targets)))
-        )
+        self.x = normalised(inputs)
+        self.y = self.x if tied else normalised(targets)
 
     def _initial(self, tied: bool) -> Tensors:
         """Random decoder rows leaning towards training samples; the encoder starts as the transpose.
@@ -100,16 +119,17 @@ class Trainer:
         decoder, encoder = [], []
         for x, y, generator in zip(self.x, self.y, self.generators):
             rows = self.train_rows[torch.randint(len(self.train_rows), (width,), generator=generator)]
-            noise = torch.randn(width, y.shape[1], generator=generator)
-            lean = y[rows] / y[rows].norm(dim=1, keepdim=True).clamp_min(1e-8)
+            noise = torch.randn(width, y.values.shape[1], generator=generator)
+            sampled = y[rows]
+            lean = sampled / sampled.norm(dim=1, keepdim=True).clamp_min(1e-8)
             atoms = noise / noise.norm(dim=1, keepdim=True) + 0.4 * lean
             decoder.append(atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-8))
-            encoder.append(decoder[-1] if tied else _transfer(x, y, decoder[-1], self.train_rows))
+            encoder.append(decoder[-1] if tied else _transfer(x, y, decoder[-1], self.train_rows[:READ_ROWS]))
         params = {
             "encoder": torch.stack(encoder).clone(),
             "decoder": torch.stack(decoder),
             "b_enc": torch.zeros(self.stack, width),
-            "b_dec": torch.zeros(self.stack, self.y[0].shape[1]),
+            "b_dec": torch.zeros(self.stack, self.y[0].values.shape[1]),
         }
         return params | self.arch.parameters()
 
@@ -291,11 +311,13 @@ class Trainer:
             self.grads["decoder"][s, index] += codes.T @ g
             self.grads["encoder"][s, index] += dpre.T @ x[s]
             self.grads["b_enc"][s, index] += dpre.sum(0)
-            if "threshold" in self.grads:
-                self.grads["threshold"][s, index] += 1e-3  # a threshold out of reach comes down
+            self.arch.revive(s, index, self.grads)
 
     def _record(self, error: torch.Tensor, y: torch.Tensor, l0: torch.Tensor) -> None:
         residual_share = error.pow(2).mean((1, 2))
+        if not torch.isfinite(residual_share).all():
+            where = place(self.metadata[int((~torch.isfinite(residual_share)).nonzero()[0])])
+            raise NotFinite(f"{where}: the loss was not finite at step {self.step}; lower lr ({self.plan.lr:g})")
         variance = (y - y.mean(1, keepdim=True)).pow(2).mean((1, 2))
         dead = (self.since_fired > max(20, DEAD_WINDOW * self.plan.steps)).sum(1)
         for s in range(self.stack):
@@ -323,72 +345,46 @@ class Trainer:
         for s in range(self.stack):
             own = history[history["dictionary"] == s].drop(columns="dictionary").reset_index(drop=True)
             bare = self.current(s)
-            raw_x = self.x[s] * self.scale_x[s] + self.mean_x[s]
-            raw_y = raw_x if self.x is self.y else self.y[s] * self.scale_y[s] + self.mean_y[s]
-            quality = assess(bare, raw_x, raw_y, self.test_rows)
+            quality = assess(bare, self.x[s].values, self.y[s].values, self.test_rows)
             found.append(replace(bare, quality=quality, history=own))
         return found
 
     def _refit(self) -> None:
-        """Least squares for the final codes, norms moved into the encoder: undoes the shrinkage.
-
-        A free decoder explains most, but shrunken codes of features that occur together bend its rows away from the
-        features, and planted dictionaries are recovered less well; one gain per latent keeps directions.
-        """
-        p = self.params
+        """Least squares for the final codes, norms moved into the encoder."""
+        p, rows = self.params, self.train_rows[:REFIT_ROWS]
         for s in range(self.stack):
-            rows = self.train_rows[:20000]
-            codes = torch.addmm(p["b_enc"][s], self.x[s][rows], p["encoder"][s].T).relu_().double()
-            decoder, target = p["decoder"][s].double(), self.y[s][rows].double()
-            mean, centre = codes.mean(0), target.mean(0)
-            gram = (codes - mean).T @ (codes - mean) / len(codes)
-            cross = (codes - mean).T @ (target - centre) / len(codes)
-            if self.arch.refit == "gains":
-                solved = _gains(gram * (decoder @ decoder.T), (cross * decoder).sum(1))[:, None] * decoder
-            else:
-                ridge = 1e-5 * gram.diagonal().mean()
-                small = ridge * torch.eye(len(gram), dtype=gram.dtype)
-                solved = torch.linalg.solve(gram + small, cross + ridge * decoder)
+
+            def codes_of(part: torch.Tensor, s: int = s) -> torch.Tensor:
+                pre = torch.addmm(p["b_enc"][s], self.x[s][part], p["encoder"][s].T)
+                return self.arch.activate(pre[None], {name: value[s : s + 1] for name, value in p.items()})[0]
+
+            moments = CodeMoments.of(codes_of, rows, self.y[s][rows])
+            solve = gained_decoder if self.arch.refit == "gains" else free_decoder
+            solved = solve(moments, p["decoder"][s].double())
             norms = solved.norm(dim=1).clamp_min(1e-8)
             p["decoder"][s] = (solved / norms[:, None]).float()
-            p["b_dec"][s] = (centre - mean @ solved).float()
+            p["b_dec"][s] = (moments.centre - moments.mean @ solved).float()
             p["encoder"][s] *= norms[:, None].float()
             p["b_enc"][s] *= norms.float()
 
     def _tensors(self, s: int) -> Tensors:
         """Back from normalised coordinates to the space's own units, in sae-lens's names."""
-        p = self.params
-        mean, scale_x, scale_y = self.mean_x[s], self.scale_x[s], self.scale_y[s]
-        tied = INFERENCE[self.plan.architecture] != "transcoder"
-        rows = self.train_rows[:8192]
-        own = self.arch.finish(torch.addmm(p["b_enc"][s], self.x[s][rows], p["encoder"][s].T), s, p)
-        encoder = p["encoder"][s].T * (scale_y / scale_x)
-        b_dec = self.mean_y[s] + scale_y * p["b_dec"][s]
-        origin = b_dec if tied else torch.zeros_like(mean)  # what encode subtracts from its input
-        b_enc = scale_y * p["b_enc"][s] + (origin - mean) @ encoder
-        tensors = {"W_enc": encoder.contiguous(), "b_enc": b_enc, "W_dec": p["decoder"][s].clone(), "b_dec": b_dec}
-        if "threshold" in own:
-            tensors["threshold"] = own["threshold"] * scale_y
-        if "r_mag" in own:
-            tensors["b_gate"] = tensors.pop("b_enc")
-            tensors["r_mag"] = own["r_mag"].clone()
-            tensors["b_mag"] = scale_y * own["b_mag"] + (origin - mean) @ (encoder * own["r_mag"].exp())
-        return tensors
+        p, x, y, arch = self.params, self.x[s], self.y[s], self.arch
+        rows = self.train_rows[:READ_ROWS]
+        own = arch.finish(lambda: torch.addmm(p["b_enc"][s], x[rows], p["encoder"][s].T), s, p)
+        encoder, b_dec = p["encoder"][s].T * (y.scale / x.scale), y.mean + y.scale * p["b_dec"][s]
+        tensors = {"W_enc": encoder, "W_dec": p["decoder"][s].clone(), "b_dec": b_dec}
+        for name, value in own.items():
+            tensors[name] = value.clone() if name in arch.unitless else y.scale * value
+        origin = torch.zeros_like(x.mean) if arch.transcodes else b_dec  # what encode subtracts from its input
+        arch.shift(tensors, origin - x.mean)
+        return {**tensors, "W_enc": encoder.contiguous()}
 
 
-def _transfer(x: torch.Tensor, y: torch.Tensor, atoms: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _transfer(x: Normalised, y: Normalised, atoms: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Encoder rows `[F, n]` for atoms of another space `[F, m]`: the best linear readout of `y` from `x`."""
-    a, b = x[rows[:8192]], y[rows[:8192]]
+    a, b = x[rows], y[rows]
     gram = a.T @ a / len(a)
     readout = torch.linalg.solve(gram + 1e-2 * gram.diagonal().mean() * torch.eye(len(gram)), a.T @ b / len(a))
     encoder = atoms @ readout.T
     return encoder / encoder.norm(dim=1, keepdim=True).clamp_min(1e-8)
-
-
-def _gains(gram: torch.Tensor, right: torch.Tensor, steps: int = 500) -> torch.Tensor:
-    """Gains between 1/2 and 10 that lower `z gram z / 2 - right z` from `z = 1`, by projected gradient."""
-    gains = torch.ones_like(right)
-    rate = 1 / torch.linalg.matrix_norm(gram, 2).clamp_min(1e-300)
-    for _ in range(steps):
-        gains = (gains - rate * (gram @ gains - right)).clamp(0.5, 10.0)
-    return gains

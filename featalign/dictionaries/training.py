@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ import torch
 from featalign.dictionaries import preflight
 from featalign.dictionaries.architectures import ARCHITECTURES
 from featalign.dictionaries.dictionary import Dictionary
+from featalign.dictionaries.rows import Activations, as_rows, place
 from featalign.dictionaries.trainer import Plan, Trainer, held_out
-from featalign.errors import BadOption, DictionaryError
+from featalign.errors import BadOption, DictionaryError, NotFinite, SpaceMismatch
 from featalign.threads import over_cores
 
 LARGE = 2**18  # encoder entries from which one dictionary is worth several threads
 
 
 def train(
-    activations: torch.Tensor,
+    activations: Activations,
     width: int | None = None,
     architecture: str = "topk",
     k: float | None = None,
@@ -29,15 +31,18 @@ def train(
     lr: float | None = None,
     progress: bool = False,
     metadata: Mapping[str, Any] | None = None,
-    targets: torch.Tensor | None = None,
+    targets: Activations | None = None,
     checkpoint: Path | str | None = None,
     trainer: str = "featalign",
 ) -> Dictionary:
-    """Train one sparse dictionary of activations `[samples, n]`.
+    """Train one sparse dictionary of activations `[samples, n]` or `[samples, tokens, n]`.
+
+    Tensors or arrays of any float type; a memory-mapped array is read batch by batch.
 
     Args:
         width: latents; None takes 4 n (2 n above 128 units), and the data caps it at 50 firings per latent.
-        architecture: 'topk', 'batchtopk', 'relu', 'jumprelu', 'gated', 'matryoshka' or 'transcoder'.
+        architecture: a registered name: 'topk', 'batchtopk', 'relu', 'jumprelu', 'gated', 'matryoshka', 'transcoder'
+            or one of your own (`@fa.dictionaries.architecture`).
         k: active latents per sample; penalised architectures steer their coefficient until L0 meets it.
             None takes `1.2 sqrt(n)`.
         steps, batch_size, lr: None scales them to the data.
@@ -46,15 +51,17 @@ def train(
         trainer: 'featalign', or 'sae-lens' to run that library's own loop on the same data for comparison.
         checkpoint: file that a killed run resumes from; removed when the run ends.
 
-    Raises `DictionaryError` for too few samples or a dead layer, `NotFinite` for NaN, `UnknownName` otherwise.
-    A tenth of the samples is held out for `quality`. Source: Gao et al. 2024 (arXiv:2406.04093), methods.md 8.
+    Raises `DictionaryError` for too few samples or a dead layer, `NotFinite` for NaN and for a loss that is not
+    finite, `BadOption` for options out of range, `UnknownName` for an architecture that is not registered. A tenth of
+    the samples is held out for `quality`. Source: Gao et al. 2024 (arXiv:2406.04093).
     """
     wanted: dict[str, Any] = {"width": width, "k": k, "steps": steps, "batch_size": batch_size, "lr": lr}
     if trainer == "sae-lens":
         from featalign.dictionaries.reference import train_with_sae_lens
 
-        plan = resolve(activations, architecture, metadata or {}, **wanted)
-        return train_with_sae_lens(activations, plan, seed, metadata or {}).dictionary
+        rows = as_rows(activations, metadata)
+        plan = resolve(rows, architecture, metadata or {}, **wanted)
+        return train_with_sae_lens(rows.float(), plan, seed, metadata or {}).dictionary
     if trainer != "featalign":
         raise BadOption(f"trainer '{trainer}'; choose 'featalign' or 'sae-lens'")
     return train_many(
@@ -63,11 +70,11 @@ def train(
 
 
 def train_many(
-    activations: Sequence[torch.Tensor],
+    activations: Sequence[Activations],
     architecture: str = "topk",
     seeds: Sequence[int] = (0, 1),
     metadata: Sequence[Mapping[str, Any]] | None = None,
-    targets: Sequence[torch.Tensor | None] | None = None,
+    targets: Sequence[Activations | None] | None = None,
     progress: bool = False,
     checkpoint: Path | str | None = None,
     **wanted: Any,
@@ -83,9 +90,13 @@ def train_many(
     jobs: dict[tuple[Any, ...], list[int]] = {}
     plans: list[Plan] = []
     outputs: list[torch.Tensor] = []
-    for index, (acts, facts, target) in enumerate(zip(activations, metadata, targets)):
+    transcodes = ARCHITECTURES[architecture].transcodes
+    rows = [as_rows(acts, facts) for acts, facts in zip(activations, metadata)]
+    for index, (acts, facts, target) in enumerate(zip(rows, metadata, targets)):
         plans.append(resolve(acts, architecture, facts, **wanted))
-        outputs.append(acts if architecture != "transcoder" else acts.relu() if target is None else target)
+        outputs.append(acts if not transcodes else acts.relu() if target is None else as_rows(target, facts))
+        if len(outputs[-1]) != len(acts):
+            raise SpaceMismatch(f"{place(facts)}: {len(acts)} activations and {len(outputs[-1])} targets")
         jobs.setdefault((tuple(acts.shape), outputs[-1].shape[1], plans[-1]), []).append(index)
     found: dict[int, list[Dictionary]] = {}
     for members in jobs.values():
@@ -94,19 +105,19 @@ def train_many(
         def work(part: list[tuple[int, int]], plan: Plan = plans[members[0]]) -> list[Dictionary]:
             trainer = Trainer(
                 plan,
-                [activations[i] for i, _ in part],
+                [rows[i] for i, _ in part],
                 [outputs[i] for i, _ in part],
                 [{"seed": seed, **metadata[i]} for i, seed in part],
                 [seed for _, seed in part],
             )
-            own = "-".join(f"{i}.{seed}" for i, seed in part) if len(activations) * len(seeds) > 1 else ""
+            own = "-".join(f"{i}.{seed}" for i, seed in part) if len(rows) * len(seeds) > 1 else ""
             file = Path(f"{checkpoint}{own}") if checkpoint else None
             return trainer.run(progress, file)
 
-        large = activations[members[0]].shape[1] * plans[members[0]].width >= LARGE
+        large = rows[members[0]].shape[1] * plans[members[0]].width >= LARGE
         for (index, _), dictionary in zip(runs, spread(work, runs, large)):
             found.setdefault(index, []).append(dictionary)
-    return [found[index] for index in range(len(activations))]
+    return [found[index] for index in range(len(rows))]
 
 
 def spread(work: Callable[[list[Any]], list[Any]], runs: list[Any], large: bool = False) -> list[Any]:
@@ -135,11 +146,15 @@ def resolve(
     samples, units = activations.shape
     train_samples = samples - held_out(samples)
     k = preflight.default_k(units) if k is None else k
-    if not k > 0:
-        raise DictionaryError(f"{preflight.place(metadata)}: k={k}; pass at least 1 active latent per sample")
+    if not 0 < k < float("inf"):
+        raise DictionaryError(f"{place(metadata)}: k={k}; pass at least 1 active latent per sample")
     width = preflight.choose_width(units, train_samples, k, width, metadata)
-    batch_size = min(train_samples, batch_size or (256 if train_samples < 5000 else 512))
-    steps = steps or (1000 if width <= 1024 else 2000)
-    if steps < 1 or batch_size < 1:
-        raise BadOption(f"steps={steps}, batch_size={batch_size}; both must be positive")
-    return Plan(architecture, width, min(k, width), steps, batch_size, lr or 1e-2)
+    if batch_size is None:
+        batch_size = 256 if train_samples < 5000 else 512
+    steps = (1000 if width <= 1024 else 2000) if steps is None else steps
+    lr = 1e-2 if lr is None else float(lr)
+    if steps < 1 or batch_size < 1 or lr <= 0:
+        raise BadOption(f"steps={steps}, batch_size={batch_size}, lr={lr:g}; all must be positive")
+    if not math.isfinite(lr):
+        raise NotFinite(f"{place(metadata)}: lr={lr}; pass a finite learning rate such as 0.01")
+    return Plan(architecture, width, min(k, width), int(steps), min(train_samples, int(batch_size)), lr)

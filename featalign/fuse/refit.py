@@ -112,12 +112,14 @@ def refit(
 
 
 def refittable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
-    """Affine layers that run once and write all of their space."""
+    """Affine layers that run once, write all of their space and have rows that correspond between clients."""
     spaces = {space.name: space for space in problem.graph.spaces}
     found = []
     for layer in problem.graph.layers:
         module = fused.get_submodule(layer.module)
-        if layer.calls == 1 and affine.is_affine(module) and len(affine.matrix(module)) == spaces[layer.writes].size:
+        if layer.calls != 1 or not problem.paired_rows(layer):
+            continue
+        if affine.is_affine(module) and len(affine.matrix(module)) == spaces[layer.writes].size:
             found.append(layer)
     return found
 

@@ -163,7 +163,8 @@ def repairable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
     for layer in problem.graph.layers:
         module: Any = fused.get_submodule(layer.module)
         whole = affine.is_affine(module) and len(affine.matrix(module)) == graph[layer.writes].size
-        if whole and layer.calls == 1 and not graph[layer.writes].pinned and module.bias is not None:
+        once = layer.calls == 1 and problem.paired_rows(layer)
+        if whole and once and not graph[layer.writes].pinned and module.bias is not None:
             result.append(layer)
     return result
 

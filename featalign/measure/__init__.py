@@ -1,7 +1,8 @@
 """Measures as pure functions: superposition, polysemanticity, dictionary and functional measures, nulls."""
 
+from featalign.measure.arrays import correlation
 from featalign.measure.probing import absorption, sparse_probing, targeted_perturbation
-from featalign.measure.quality import Splice, explained_variance, redundancy, shrinkage, splice
+from featalign.measure.quality import explained_variance, redundancy, shrinkage
 from featalign.measure.score import Score, mean_score
 from featalign.measure.scores import MatchScores, cycle_consistency, match_scores, pairwise_mcc, relative_norms
 from featalign.measure.superposition import (
@@ -25,11 +26,11 @@ from featalign.measure.units import (
 __all__ = [
     "MatchScores",
     "Score",
-    "Splice",
     "absorption",
     "class_entropy",
     "class_profile",
     "class_selectivity",
+    "correlation",
     "cycle_consistency",
     "effective_features",
     "effective_features_per_unit",
@@ -48,7 +49,6 @@ __all__ = [
     "separability",
     "shrinkage",
     "sparse_probing",
-    "splice",
     "superposition",
     "targeted_perturbation",
 ]

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
+from featalign.errors import ProbeError
+from featalign.measure.arrays import Classes, labelled, rows
 from featalign.measure.score import Score, mean_score
+
+
+def _labelled(codes: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, Classes]:
+    values, classes = labelled(codes, labels, "codes")
+    if len(values) < 2:
+        raise ProbeError(f"{len(values)} samples with a label; pass some whose labels are not negative")
+    return values, classes
 
 
 def _split(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,14 +48,17 @@ def sparse_probing(codes: torch.Tensor, labels: torch.Tensor, k: int = 1, seed: 
     """Held-out balanced accuracy of one-against-rest probes on `k` latents each, mean over classes.
 
     Gurnee et al. 2023 (arXiv:2305.01610). Chance is .5; the null is the same procedure on shuffled labels (selection
-    included). Classes with fewer than ten samples on either half lower the coverage.
+    included). Classes with fewer than ten samples on either half lower the coverage. Codes `[..., F]`; masked samples
+    (negative labels) are left out.
     """
+    codes, classes = _labelled(codes, labels)
+    index = classes.index
     fit, test = _split(len(codes), seed)
-    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed + 1))]
+    shuffled = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed + 1))]
     found: list[float] = []
     null: list[float] = []
-    for label in labels.unique().tolist():
-        for names, into in ((labels, found), (shuffled, null)):
+    for label in classes.in_order_of_appearance:
+        for names, into in ((index, found), (shuffled, null)):
             target = (names == label).long()
             if min(int(target[fit].sum()), int(target[test].sum())) < 10 or int(target.sum()) == len(target):
                 into.append(float("nan"))
@@ -61,9 +73,10 @@ def targeted_perturbation(codes: torch.Tensor, labels: torch.Tensor, k: int = 1,
 
     Probes read 16 latents each (SAEBench, Karvonen et al. 2025, arXiv:2503.09532). Null: `k` random latents zeroed.
     """
+    codes, classes = _labelled(codes, labels)
     fit, test = _split(len(codes), seed)
-    names = labels.unique().tolist()
-    targets = [(labels == name).long() for name in names]
+    names = classes.in_order_of_appearance
+    targets = [(classes.index == name).long() for name in names]
     usable = [t for t in targets if 10 <= int(t[fit].sum()) < len(fit) and int(t[test].sum()) >= 10]
     probes = [_probe(codes[fit], t[fit], 16) for t in usable]
     base = [_balanced_accuracy(codes[test], t[test], p) for t, p in zip(usable, probes)]
@@ -90,12 +103,14 @@ def absorption(codes: torch.Tensor, labels: torch.Tensor, atoms: torch.Tensor, s
     the class's mean difference in the reconstruction; a latent absorbs when its atom's cosine with the direction
     exceeds .25 and its contribution along it is the largest. Null: atoms in random order.
     """
+    codes, classes = _labelled(codes, labels)
+    atoms = rows(atoms, "atoms")
     fit, test = _split(len(codes), seed)
     order = torch.randperm(len(atoms), generator=torch.Generator().manual_seed(seed))
     found: list[float] = []
     null: list[float] = []
-    for label in labels.unique().tolist():
-        target = labels == label
+    for label in classes.in_order_of_appearance:
+        target = classes.index == label
         if int(target[fit].sum()) < 10 or int(target[test].sum()) < 10 or bool(target.all()):
             continue
         main = int(_probe(codes[fit], target[fit].long(), 1)[0])
@@ -111,5 +126,5 @@ def absorption(codes: torch.Tensor, labels: torch.Tensor, atoms: torch.Tensor, s
             contribution[:, cosine < 0.25] = 0
             contribution[:, main] = 0
             into.append(float((silent & (contribution.max(1).values > 0)).float().mean()))
-    names = len(labels.unique())
-    return mean_score(found, null=sum(null) / len(null) if null else float("nan"), coverage=len(found) / names)
+    coverage = len(found) / len(classes.names)
+    return mean_score(found, null=sum(null) / len(null) if null else float("nan"), coverage=coverage)

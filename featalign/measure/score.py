@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap
+
+RESAMPLES = 400
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,30 @@ def mean_score(
     kept = items[np.isfinite(items)]
     if len(kept) == 0:
         return Score(float("nan"), null, (float("nan"), float("nan")), 0.0, 0)
-    drawn = np.random.default_rng(seed).integers(0, len(kept), (400, len(kept)))
-    spread = statistic(kept[drawn], axis=1)
+    value = float(statistic(kept))
+    spread = resampled(kept, statistic, seed)
     low, high = np.quantile(spread, [0.025, 0.975])
+    low, high = min(low, value), max(high, value)  # equal items differ from their mean by rounding
     covered = len(kept) / len(items) if coverage is None else coverage
-    return Score(float(statistic(kept)), float(null), (float(low), float(high)), float(covered), len(kept))
+    return Score(value, float(null), (float(low), float(high)), float(covered), len(kept))
+
+
+def centred_interval(
+    value: float, items: np.ndarray, statistic: Callable[..., Any], seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of a statistic that resampling shifts: quantiles about the resamples' own mean.
+
+    It holds the value whatever the shift. `statistic(items, axis)` as in `scipy.stats.bootstrap`.
+    """
+    spread = resampled(items, statistic, seed)
+    low, high = np.quantile(spread - spread.mean(), [0.025, 0.975])
+    return float(value + min(low, 0.0)), float(value + max(high, 0.0))
+
+
+def resampled(items: np.ndarray, statistic: Callable[..., Any], seed: int = 0) -> np.ndarray:
+    """The statistic of `RESAMPLES` bootstrap samples of the items (`scipy.stats.bootstrap`)."""
+    if len(items) < 2:
+        return np.full(RESAMPLES, float(statistic(items, axis=-1)))
+    draw = np.random.default_rng(seed)
+    options: dict[str, Any] = {"n_resamples": RESAMPLES, "vectorized": True, "method": "percentile", "batch": 50}
+    return bootstrap((items,), statistic, axis=-1, random_state=draw, **options).bootstrap_distribution

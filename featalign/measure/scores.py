@@ -11,6 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from featalign.errors import SpaceMismatch
+from featalign.measure.arrays import rows
 from featalign.measure.score import Score, mean_score
 
 SHARED = 0.7  # cosine from which two latents count as the same
@@ -122,5 +123,5 @@ def cycle_consistency(matches: Sequence[np.ndarray], seed: int = 0) -> Score:
 
 
 def _unit(atoms: torch.Tensor) -> np.ndarray:
-    values = atoms.detach().double().numpy()
+    values = rows(atoms, "atoms").numpy()
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)

@@ -162,5 +162,6 @@ def page(result: Any, path: Path | str) -> Path:
         for index, figure in enumerate((methods(result), survival(result)))
     ]
     path = Path(path)
-    path.write_text(f"<!doctype html><meta charset='utf-8'><title>Toy models</title><body>{''.join(parts)}</body>")
+    head = "<!doctype html><meta charset='utf-8'><title>Toy models</title><body>"
+    path.write_text(head + "".join(parts) + "</body>", encoding="utf-8")
     return path

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from featalign.dictionaries import NeuronBasis
 from featalign.data import Classification, Inputs
+from featalign.dictionaries import NeuronBasis
 from featalign.errors import ArchitectureMismatch, BadOption, NotFinite, ProbeError, UnknownName
 from featalign.fuse import METHODS, available, fusion_method, ledger, propose, solve
 from featalign.fuse.refit import map_targets, refit

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from featalign import storage
 from featalign.errors import FolderExists, FolderInUse, StorageError
@@ -178,10 +179,15 @@ def test_the_second_run_on_one_folder_is_told_at_once(tmp_path):
     with pytest.raises(FolderInUse, match=f"process {first.pid}") as caught, storage.claim(tmp_path / "run"):
         pass
     assert len(str(caught.value).splitlines()) == 1
-    first.kill()  # the lock of a dead process holds nobody up
+    write_run(tmp_path / "other", 1)  # another folder is free, and leaves that lock alone
+    with pytest.raises(FolderInUse):
+        write_run(tmp_path / "run", 1)
+    first.kill()  # the lock of a dead process holds nobody up, and the next run sweeps it
     first.join()
+    write_run(tmp_path / "other", 2)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["other"]
     write_run(tmp_path / "run", 1, overwrite=False)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["other", "run"]
 
 
 def test_inside_a_claim_the_folder_can_be_written(tmp_path):
@@ -232,7 +238,7 @@ def test_a_full_or_read_only_disk_is_one_line(number, tmp_path, monkeypatch):
     for attempt in (
         lambda: storage.require_writable(tmp_path / "run"),
         lambda: storage.write_json(tmp_path / "a.json", 1),
-        lambda: storage.save_tensors(tmp_path / "a.safetensors", {}),
+        lambda: storage.save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}),
         lambda: write_run(tmp_path / "run", 1),
     ):
         with pytest.raises(StorageError, match=os.strerror(number)) as caught:

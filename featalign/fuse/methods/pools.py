@@ -166,9 +166,10 @@ def _pools(problem: FusionProblem, pre_units: PreUnits, kind: str) -> dict[str, 
             target = torch.cat(_wanted(problem, space, held, outputs, parts, readouts), dim=1)
             pool = torch.cat(parts, dim=1).double()
             if space.name not in known:
-                faint = torch.cat(pre, dim=1)
-                gram = pool.T @ pool + FAINT * (faint.T @ faint).double()
-                grams[space.name] = grams.get(space.name, 0) + gram
+                if space.name not in grams:  # the first batch tells silent units apart
+                    faint = torch.cat(pre, dim=1).double()
+                    grams[space.name] = FAINT * faint.T @ faint
+                grams[space.name] = grams[space.name] + pool.T @ pool
             cross[space.name] = cross.get(space.name, 0) + pool.T @ target.double()
             sizes = torch.tensor([0, *(part.shape[1] for part in parts)])
             offsets[space.name] = tuple(sizes.cumsum(0).tolist())
