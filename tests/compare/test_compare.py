@@ -42,7 +42,7 @@ def test_a_loaded_result_is_the_same(finished):
 
 def test_curves_end_at_the_clients(finished):
     """At mixing weight 0 and 1 every method that can must return a client's score, in every metric."""
-    scores = finished.frames["scores"].set_index(["row", "mixing", "metric", "seed"])["value"]
+    scores = finished.frames["scores"].set_index(["row", "mixing", "metric", "seed"])["value"].sort_index()
     for row in ("vanilla", "ot-acts", "ot-acts+refit", "zip+refit"):
         for metric in ("accuracy", "loss"):
             for mixing, client in ((0.0, "client-B"), (1.0, "client-A")):
@@ -145,11 +145,17 @@ def test_impossible_configurations(options, message):
 def test_options_reach_methods_from_toml_and_command_line(tmp_path):
     from featalign.studies.compare.config import method_options, model_texts
 
-    config = RunConfig(options=method_options(["ot-acts.cost=correlation"]), model_options=model_texts("mlp", ["hidden=8,4"]))
+    config = RunConfig(
+        options=method_options(["ot-acts.cost=correlation"]), model_options=model_texts("mlp", ["hidden=8,4"])
+    )
     (tmp_path / "config.toml").write_text(config.to_toml())
     again = RunConfig.from_toml(tmp_path / "config.toml")
     assert again.options == {"ot-acts": {"cost": "correlation"}} and tuple(again.model_options["hidden"]) == (8, 4)
-    for words, message in (("ot-acts.price=1", "no option 'price'"), ("ot-acts", "METHOD.OPTION=VALUE"), ("ot.x=1", "ot")):
+    for words, message in (
+        ("ot-acts.price=1", "no option 'price'"),
+        ("ot-acts", "METHOD.OPTION=VALUE"),
+        ("ot.x=1", "ot"),
+    ):
         with pytest.raises(FeatalignError, match=message):
             method_options([words])
     with pytest.raises(FeatalignError, match="no option 'depth'"):

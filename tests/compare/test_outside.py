@@ -37,7 +37,9 @@ def test_compare_runs_with_one_of_each_from_outside(outside, tmp_path):
     result = run(config, tmp_path / "run", progress=False)
     frame = result.to_frame()
     assert result.metric.label == "margin loss, points" and result.facts["task"] == "hinge"
-    assert frame.loc["reversed(shift=1)", "margin loss"] > 0 and result.trials[0].cohort.modules[0][0].out_features == 10
+    assert (
+        frame.loc["reversed(shift=1)", "margin loss"] > 0 and result.trials[0].cohort.modules[0][0].out_features == 10
+    )
     assert set(result.frames["dictionaries"]["architecture"]) == {"twice"}
     page = result.page().partition("<body>")[2]
     assert "seconds" in result.figures and ">Seconds</h2>" in page

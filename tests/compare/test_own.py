@@ -16,21 +16,25 @@ QUICK = {"curve": 0, "evidence": False, "progress": False}
 def test_table_page_and_files_in_one_call(own, tmp_path):
     modules, x, y = own
     before = [parameter.clone() for parameter in modules[0].parameters()]
-    result = fa.compare(modules, x[:200], (x, y), methods=("vanilla", "ot-acts"), curve=3, progress=False, out=tmp_path / "r")
+    result = fa.compare(
+        modules, x[:200], (x, y), methods=("vanilla", "ot-acts"), curve=3, progress=False, out=tmp_path / "r"
+    )
     frame = result.to_frame()
     assert frame.loc["ot-acts+refit", "accuracy"] > frame.loc["vanilla", "accuracy"]
     assert "ot-acts" in result._repr_html_() and {"scores", "mixing", "polysemanticity"} <= set(result.figures)
     assert "ot-acts" in repr(result) and len(repr(result)) < 10_000
     assert all(torch.equal(p, q) for p, q in zip(before, modules[0].parameters()))
-    page = (tmp_path / "r" / "report.html").read_text().partition("<body>")[2]
-    assert "2 networks compared" in page and not any(word in page for word in ("digits", "special", "--config", "data set"))
+    page = (tmp_path / "r" / "report.html").read_text().partition("<body>")[2].rpartition("<script>")[0]
+    assert "2 networks compared" in page and not any(
+        word in page for word in ("digits", "special", "--config", "data set")
+    )
     assert fa.load(tmp_path / "r").page() == result.page()
 
 
 def test_defaults_are_what_the_networks_allow_and_the_rest_says_why(own):
     modules, x, y = own
     wide = trained(2, x, y, widths=(20, 12), steps=20)
-    result = fa.compare([wide, modules[1]], x[:200], (x, y), **QUICK)
+    result = fa.compare([wide, modules[1]], x[:200], (x, y), expansion=0.5, **QUICK)
     methods = result.frames["methods"].set_index("method")
     assert set(methods.index) == set(METHODS.names())
     assert (methods["available"] == (methods["reason"] == "")).all()
@@ -50,7 +54,7 @@ def test_a_default_that_fails_on_the_way_does_not_end_the_run(own, monkeypatch):
         raise BadOption("the pool is smaller than the layer")
 
     monkeypatch.setitem(METHODS._entries, "zip", replace(METHODS["zip"], function=fails))
-    result = fa.compare(modules, x[:200], (x, y), **QUICK)
+    result = fa.compare(modules, x[:200], (x, y), expansion=0.5, **QUICK)
     methods = result.frames["methods"].set_index("method")
     assert methods.loc["zip", "reason"] == "the pool is smaller than the layer" and methods.loc["ot-acts", "available"]
     assert "the pool is smaller" in result.page()
@@ -84,7 +88,9 @@ def test_regressors_speak_of_their_own_metric(own, tmp_path):
     _, x, _ = own
     y = (x[:, :2] ** 2).sum(1, keepdim=True)
     modules = [trained(s, x, y, nn.functional.mse_loss, outputs=1, steps=60) for s in (0, 1)]
-    result = fa.compare(modules, x[:200], (x, y), curve=3, methods=("vanilla", "ot-acts"), evidence=False, progress=False)
+    result = fa.compare(
+        modules, x[:200], (x, y), curve=3, methods=("vanilla", "ot-acts"), evidence=False, progress=False
+    )
     frame = result.to_frame()
     assert result.metric.name == "mse" and "ensemble-mean-logits" not in frame.index
     assert frame[frame["kind"] == "one-shot"]["mse"].is_monotonic_increasing
@@ -118,7 +124,13 @@ def test_language_models_are_scored_by_loss_and_shown_as_text(tmp_path):
             return " ".join(words[i] for i in ids)
 
     result = fa.compare(
-        modules, tokens, methods=("vanilla", "ot-acts"), curve=0, progress=False, tokenizer=Decoder(), out=tmp_path / "r"
+        modules,
+        tokens,
+        methods=("vanilla", "ot-acts"),
+        curve=0,
+        progress=False,
+        tokenizer=Decoder(),
+        out=tmp_path / "r",
     )
     assert result.facts["task"] == "next-token" and result.metric.unit == "nats"
     assert any("on the probe" in note for note in result.facts["notes"])
@@ -149,7 +161,9 @@ def test_cards_show_the_inputs_that_drive_a_latent(own):
 def test_loader_as_probe_equals_the_tensor(own):
     modules, x, y = own
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[:200]), batch_size=64)
-    frames = [fa.compare(modules, probe, (x, y), methods=("ot-acts",), **QUICK).to_frame() for probe in (x[:200], loader)]
+    frames = [
+        fa.compare(modules, probe, (x, y), methods=("ot-acts",), **QUICK).to_frame() for probe in (x[:200], loader)
+    ]
     assert np.allclose(frames[0]["accuracy"], frames[1]["accuracy"])
 
 

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 import featalign as fa
 from featalign.errors import CorruptFile
 from featalign.studies.result import (
-    STUDIES, StudyResult, framed, over_seeds, result_class, schema, statistics, study, with_spread,
+    STUDIES,
+    StudyResult,
+    framed,
+    over_seeds,
+    result_class,
+    schema,
+    statistics,
+    study,
+    with_spread,
 )  # fmt: skip
 
 SCHEMAS = Path(__file__).parents[2] / "docs" / "schemas"
@@ -73,7 +81,12 @@ def test_what_is_saved_reads_back(tmp_path_factory, rows):
     result = Dice(DiceConfig(bias=0.5), {"throws": rows}, {"n": 1}, arrays, {"w": [1]})
     result.save(folder)
     again = fa.load(folder)
-    assert type(again) is Dice and again.config == result.config and again.facts == {"n": 1} and again.widgets == {"w": [1]}
+    assert (
+        type(again) is Dice
+        and again.config == result.config
+        and again.facts == {"n": 1}
+        and again.widgets == {"w": [1]}
+    )
     for name, frame in result.frames.items():
         assert again.frames[name].equals(frame) and again.frames[name].dtypes.equals(frame.dtypes)
     assert all(np.array_equal(again.arrays[name], array) for name, array in arrays.items())
@@ -112,7 +125,9 @@ def test_damaged_results_are_named_in_one_line(tmp_path, change, message):
 
 
 def test_standard_deviation_has_one_definition():
-    frame = framed([Throw(s, who, 1, v) for who, vs in (("a", (1, 2, 4)), ("b", (3,))) for s, v in enumerate(vs)], Throw)
+    frame = framed(
+        [Throw(s, who, 1, v) for who, vs in (("a", (1, 2, 4)), ("b", (3,))) for s, v in enumerate(vs)], Throw
+    )
     found = over_seeds(frame, ["who"], "share").set_index("who")
     assert found.loc["a", "std"] == pytest.approx(np.std([1, 2, 4], ddof=1)) and found.loc["b", "std"] == 0
     assert statistics([2.0])[1:] == (0.0, 1) and np.isnan(statistics([])[0])
