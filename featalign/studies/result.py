@@ -115,6 +115,8 @@ class StudyResult:
         """Write every file into a folder that exists; a study adds its own."""
         import torch
 
+        from featalign.report.page import write_page
+
         storage.write_bytes(folder / CONFIG, self.config_text().encode("utf-8"))
         storage.write_bytes(folder / RESULTS, self.to_json().encode("ascii"))
         if self.arrays:
@@ -122,7 +124,7 @@ class StudyResult:
             storage.save_tensors(folder / ARRAYS, tensors)
         if self.widgets:
             storage.write_json(folder / WIDGETS, self.widgets)
-        storage.write_bytes(folder / PAGE, self.page().encode("utf-8", "xmlcharrefreplace"))
+        write_page(folder / PAGE, self.page())
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -248,6 +250,11 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str = "value") -> 
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         rows.append((*key, *statistics(group[value])))  # type: ignore[misc]
     return pd.DataFrame(rows, columns=[*by, "mean", "std", "count"])
+
+
+def records(frame: pd.DataFrame) -> list[Any]:
+    """The rows of a frame, each with its columns as attributes."""
+    return list(frame.itertuples(index=False))
 
 
 def with_spread(mean: str, std: str, count: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from featalign import options as typed
+from featalign import storage
 from featalign.errors import BadOption, CorruptFile
 from featalign.studies.result import config_dict
 
@@ -66,6 +67,7 @@ class CompareConfig:
                 raise BadOption(f"options = {{'{method}': {values!r}}}; give a table of options for each method")
             if self.methods and method not in self.methods:
                 raise BadOption(f"options for method '{method}', which is not among methods: {', '.join(self.methods)}")
+        object.__setattr__(self, "options", storage.plain(self.options))
 
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back."""
@@ -131,6 +133,7 @@ class RunConfig(CompareConfig):
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
         if self.alpha <= 0:
             raise BadOption(f"alpha = {self.alpha}; give a positive number")
+        object.__setattr__(self, "model_options", storage.plain(self.model_options))
 
     @property
     def run_name(self) -> str:
