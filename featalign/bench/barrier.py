@@ -124,9 +124,8 @@ def barrier(
     """
     import torch
 
-    from featalign.align.transformer import fold_norms
     from featalign.clients.decoder import DecoderConfig, next_token_loss, windows
-    from featalign.spaces import trace
+    from featalign.spaces import canonical, trace
 
     train, test, alphabet = corpora(pair)
     config = DecoderConfig(**{"vocabulary": len(alphabet), "width": 48, "hidden": 192, "context": 48, **options})
@@ -134,7 +133,7 @@ def barrier(
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.cat([windows(tokens, config.context, probe // 2, generator) for tokens in train])[:, :-1]
     held_out = windows(test, config.context, windows_held_out, generator)
-    source, target = (fold_norms(module, inputs[:2]) for module in trained)
+    source, target = (canonical(module, inputs[:2]).module for module in trained)
     graph = trace(target, inputs[:2])
     shares = tuple(k / (points - 1) for k in range(points))
     curves = []

@@ -108,7 +108,7 @@ class Cohort:
             raise BadOption(f"data= holds {len(own)} data sets for {len(modules)} clients; give one each")
         counts = None if class_counts is None else torch.as_tensor(class_counts)
         extended = inputs if refit_inputs is None else Inputs.of(refit_inputs, tokenizer=tokenizer)
-        notes = tuple(dict.fromkeys(each.note for each in folded if each.note))
+        notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
         return cls(
             names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
             own or (inputs,) * len(modules), counts, tuple(keys), seed, folded[-1].restore, notes,

@@ -25,6 +25,7 @@ from featalign.spaces import affine
 from featalign.spaces.capture import evaluating, kept, units_last
 from featalign.spaces.graph import Layer, Site
 
+AGREED = 1e-4  # relative difference of outputs up to which clients say the same
 Targets = Callable[[FusionProblem, Layer, Sequence[Held]], torch.Tensor]
 
 
@@ -143,18 +144,29 @@ def readout_layers(problem: FusionProblem) -> set[str]:
     }
 
 
+def readout_target(problem: FusionProblem, outputs: Sequence[torch.Tensor], head: str | None) -> torch.Tensor:
+    """The task's target `[rows, outputs]` from the clients' outputs; where all clients say the same, just that.
+
+    Source of the default for classes: the logarithm of the averaged softmax, `log sum_k lambda_k softmax(z_k)`.
+    """
+    taking = [(weight, out.double()) for weight, out in zip(problem.mixing, outputs) if weight > 0]
+    mean = torch.stack([weight * out for weight, out in taking]).sum(0)
+    apart = torch.stack([(out - taking[0][1]).abs().amax(-1) for _, out in taking]).amax(0)
+    agreed = apart <= AGREED * taking[0][1].abs().amax(-1)
+    target = problem.cohort.task.head_target(outputs, problem.mixing, problem.cohort.class_counts, head)
+    return torch.where(agreed[:, None], mean, target.double())
+
+
 def _pairs(
     problem: FusionProblem, walk: Walk, module: nn.Module, layer: Layer, targets: Targets, head: str | None
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """`(rows that the layer multiplies, targets)` for every batch."""
-    task, counts = problem.cohort.task, problem.cohort.class_counts
     convolution = isinstance(module, nn.modules.conv._ConvNd)
     for value, (batch, held, outputs) in zip(walk.at(module), problem.activations):
         if head == "none":
             target = targets(problem, layer, held)
         else:
-            wanted = task.head_target(outputs, problem.mixing, counts, head)
-            target = units_last(kept(wanted, batch.mask), convolution)
+            target = readout_target(problem, [units_last(kept(out, batch.mask), convolution) for out in outputs], head)
         yield affine.rows(module, kept(value, batch.mask)), target
 
 

@@ -1,6 +1,7 @@
 """Which tensor axes share a basis, how activations are read there, and how maps are applied to weights."""
 
 from featalign.spaces.apply import moved, rebuilt
+from featalign.spaces.canonical import Canonical, canonical
 from featalign.spaces.capture import collect, stream
 from featalign.spaces.check import check
 from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry, weakest
@@ -10,6 +11,7 @@ from featalign.spaces.tracing import trace
 
 __all__ = [
     "Axis",
+    "Canonical",
     "CrossMoments",
     "Layer",
     "Site",
@@ -17,6 +19,7 @@ __all__ = [
     "SpaceGraph",
     "Symmetry",
     "apply_nonlinearity",
+    "canonical",
     "check",
     "collect",
     "moved",

@@ -9,18 +9,17 @@ import torch
 from torch import nn
 
 from featalign.align.orthogonal import polar, procrustes_activations
-from featalign.align.transformer import align_softly, align_transformer, attention_layers, fold_norms
+from featalign.align.transformer import align_softly, align_transformer, attention_layers
 from featalign.align.weights import match_weights
 from featalign.bench.step0 import METHODS, planted
 from featalign.clients import build
 from featalign.clients.decoder import DecoderConfig
 from featalign.clients.resnet import ResNet20Config
 from featalign.clients.vgg import VGGConfig
-from featalign.clients.vit import ViTConfig
-from featalign.errors import ArchitectureMismatch, BadOption, ProbeError, SpaceMismatch
+from featalign.errors import ArchitectureMismatch, BadOption, ProbeError
 from featalign.fuse import FusionProblem, fuse
 from featalign.fuse.repair import output_statistics, re_estimate, repair, repair_from_moments
-from featalign.spaces import SpaceGraph, Symmetry, affine, collect, moved, rebuilt, trace
+from featalign.spaces import SpaceGraph, Symmetry, affine, canonical, collect, moved, rebuilt, trace
 from featalign.spaces.capture import outputs_of
 from featalign.spaces.check import output_change, random_transform
 from featalign.spaces.graph import Site
@@ -75,16 +74,13 @@ def _decoder() -> tuple[nn.Module, torch.Tensor]:
 
 def test_folded_norms_leave_the_function_alone() -> None:
     module, tokens = _decoder()
-    folded = fold_norms(module, tokens[:2])
+    folded = canonical(module, tokens[:2]).module
     assert output_change(outputs_of(module, tokens), outputs_of(folded, tokens)) < 1e-4
     stream = trace(folded, tokens[:2])["embed"]
     assert stream.symmetry is Symmetry.ORTHOGONAL
-    pooled = build(ViTConfig(width=16, heads=2, depth=1, hidden=20, size=8), 0)
-    with pytest.raises(SpaceMismatch, match="read by no Linear"):
-        fold_norms(pooled, torch.randn(2, 3, 8, 8))
     encoder = nn.Sequential(nn.Linear(4, 10), _PreNorm(), nn.LayerNorm(10), nn.Linear(10, 3))
     x = torch.randn(5, 4)
-    assert output_change(outputs_of(shake(encoder), x), outputs_of(fold_norms(encoder, x), x)) < 1e-4
+    assert output_change(outputs_of(shake(encoder), x), outputs_of(canonical(encoder, x).module, x)) < 1e-4
 
 
 class _PreNorm(nn.Module):
@@ -99,7 +95,7 @@ class _PreNorm(nn.Module):
 @pytest.mark.parametrize("kind", ["activations", "weights"])
 def test_transformer_alignment_undoes_a_planted_transform(kind: str) -> None:
     module, tokens = _decoder()
-    source = fold_norms(module, tokens[:2])
+    source = canonical(module, tokens[:2]).module
     graph = trace(source, tokens[:2])
     assert len(attention_layers(graph)) == 2 and all(len(layer.inner) == 2 for layer in attention_layers(graph))
     generator = torch.Generator().manual_seed(1)

@@ -33,6 +33,7 @@ class Matcher:
         gauge: whether attention heads are matched and turned into the basis of their partners.
         refit: whether the refit of the lifted method is "optional" or "none".
         default: whether the lifted method runs when no methods are named.
+        exact: whether a network matched with itself is left where it is.
         summary: the first line of the function's docstring.
     """
 
@@ -44,6 +45,7 @@ class Matcher:
     gauge: bool
     refit: str
     default: bool
+    exact: bool
     summary: str
 
     def admits(self, space: Space) -> bool:
@@ -64,6 +66,7 @@ def matcher(
     gauge: bool = True,
     refit: str = "optional",
     default: bool = True,
+    exact: bool = True,
 ) -> Callable[[Function], Function]:
     """Register a function `Pair -> SpaceMap`; the first line of its docstring is its summary."""
     if spaces not in SPACES:
@@ -71,7 +74,7 @@ def matcher(
 
     def file(function: Function) -> Function:
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        MATCHERS.register(name)(Matcher(function, spaces, otherwise, basis, needs, gauge, refit, default, summary))
+        MATCHERS.register(name)(Matcher(function, spaces, otherwise, basis, needs, gauge, refit, default, exact, summary))
         return function
 
     return file

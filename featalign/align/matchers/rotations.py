@@ -34,7 +34,7 @@ def procrustes_weights(pair: Pair) -> SpaceMap:
     return pair.clients.weight_alignment.maps[pair.name]
 
 
-@matcher("linear", spaces="rotations", needs=("rotations",), default=False)
+@matcher("linear", spaces="rotations", needs=("rotations",), default=False, exact=False)
 def linear(pair: Pair) -> SpaceMap:
     """Best linear map of activations, read back by its transpose: the naive contrast to rotations."""
     a, b = (torch.cat(parts).double() for parts in zip(*pair.posts()))

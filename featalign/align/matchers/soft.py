@@ -8,7 +8,7 @@ from featalign.align.pair import Pair
 from featalign.transport import solve
 
 
-@matcher("sinkhorn", gauge=False, default=False)
+@matcher("sinkhorn", gauge=False, default=False, exact=False)
 def sinkhorn(pair: Pair, *, eps: float = 0.05) -> SpaceMap:
     """Soft maps of every space by entropic transport on activations; nothing is kept exact.
 

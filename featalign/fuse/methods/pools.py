@@ -18,7 +18,7 @@ from featalign.align.pool import reading_map, select_columns
 from featalign.errors import BadOption
 from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
-from featalign.fuse.refit import readout_layers
+from featalign.fuse.refit import readout_layers, readout_target
 from featalign.spaces import apply_nonlinearity
 from featalign.spaces.capture import units_last
 from featalign.spaces.graph import Layer, Site, Space, Symmetry
@@ -192,7 +192,6 @@ def _wanted(
     readouts: set[str],
 ) -> list[torch.Tensor]:
     """What the layers that read a space want of it, `[samples, targets]` each."""
-    task, counts = problem.cohort.task, problem.cohort.class_counts
     wanted = []
     for layer in problem.graph.layers:
         if layer.reads != space.name:
@@ -204,7 +203,7 @@ def _wanted(
                 if w > 0
             ]
         elif layer.module in readouts:
-            wanted.append(units_last(task.head_target(outputs, problem.mixing, counts), False))
+            wanted.append(readout_target(problem, [units_last(out, False) for out in outputs], None))
         else:
             wanted += [w**0.5 * h[Site(layer.module)] for w, h in zip(problem.mixing, held) if w > 0]
     return wanted

@@ -142,7 +142,7 @@ def lifted(name: str, entry: Matcher) -> Method:
 
     propose.__wrapped__ = entry.function  # type: ignore[attr-defined] # its signature holds the options
     return Method(
-        propose, entry.basis, entry.refit, entry.needs, False, True, entry.default, options_of(entry.function),
+        propose, entry.basis, entry.refit, entry.needs, False, entry.exact, entry.default, options_of(entry.function),
         entry.summary,
     )  # fmt: skip
 
