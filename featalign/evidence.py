@@ -13,11 +13,12 @@ from torch import nn
 from featalign.align.feature import FeatureMatch, match_features
 from featalign.align.regime import regime
 from featalign.clients.client import Client
+from featalign.clients.evaluation import evaluate
 from featalign.config import mixing_weights
 from featalign.dictionaries.basis import NeuronBasis
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.errors import BadOption
-from featalign.fuse.problem import FusionProblem, predictions
+from featalign.fuse.problem import FusionProblem
 from featalign.fuse.result import FusionResult, ledger
 from featalign.measure import class_profile, class_selectivity, effective_features_per_unit
 from featalign.spaces.capture import collect
@@ -56,7 +57,7 @@ class Trial:
 
     def accuracy(self, module: nn.Module) -> float:
         """Share of evaluation inputs whose largest output is the label."""
-        return float((predictions(module, self.inputs).argmax(-1) == self.labels).float().mean())
+        return evaluate(module, (self.inputs, self.labels))["accuracy"]
 
     def score(self, name: str, module: nn.Module, seconds: float = 0.0) -> None:
         """Record a row of the table."""

@@ -8,7 +8,8 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from featalign.data.inputs import Batch, Inputs
+from featalign.data.batch import Batch
+from featalign.data.inputs import Inputs
 from featalign.spaces.capture import fitting_batch, stream
 from featalign.spaces.graph import Site, SpaceGraph
 from featalign.spaces.moments import CrossMoments

@@ -7,6 +7,8 @@ import torch
 from featalign.align.maps import SpaceMap
 from featalign.spaces.graph import Symmetry
 
+FAINT = 1e-9  # pull towards the identity, relative to the covariance
+
 
 def polar(cross: torch.Tensor) -> torch.Tensor:
     """`[m, n]` float64: the (semi-)orthogonal matrix closest to `cross [m, n]`, `U V^T` of its SVD (Schonemann 1966)."""
@@ -15,7 +17,12 @@ def polar(cross: torch.Tensor) -> torch.Tensor:
 
 
 def rotation(cross: torch.Tensor, residual: float = float("nan")) -> SpaceMap:
-    """The polar factor of `cross [m, n]`, the covariance of target and source, as a space map."""
+    """The polar factor of `cross [m, n]`, the covariance of target and source, as a space map.
+
+    Directions in which nothing varies stay where they are (equal widths).
+    """
+    if len(cross) == cross.shape[1]:
+        cross = cross + FAINT * cross.norm() * torch.eye(len(cross), dtype=cross.dtype, device=cross.device)
     out = polar(cross)
     return SpaceMap(out, out.T.contiguous(), Symmetry.ORTHOGONAL, residual)
 

@@ -11,6 +11,8 @@ import torch
 
 from featalign.errors import BadOption
 
+SAME = 1e-5  # relative rest up to which a unit is the duplicate of a chosen one
+
 
 def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[int]:
     """Greedy column-subset selection: `count` units whose span explains most of the targets.
@@ -29,7 +31,7 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
     factor = gram.new_zeros(len(gram), count)  # pivoted Cholesky: the deflated Gram matrix is never formed
     chosen: list[int] = []
     for step in range(count):
-        usable = free & (residual > 1e-7 * initial)
+        usable = free & (residual > 1e-10 * initial)
         if usable.any():
             gain = cross.pow(2).sum(1) / residual.clamp_min(1e-12)
             best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())
@@ -58,4 +60,6 @@ def reading_map(gram: torch.Tensor, chosen: torch.Tensor, ridge: float = 1e-4) -
     single = torch.zeros_like(cross)
     single[rows, best] = cross[rows, best] / energy[best]
     shrink = ridge * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(chosen), dtype=gram.dtype)
-    return single + torch.linalg.solve(inner + shrink, (cross - single @ inner).T).T
+    rest = cross - single @ inner
+    rest[rest.norm(dim=1) <= SAME * cross.norm(dim=1)] = 0.0
+    return single + torch.linalg.solve(inner + shrink, rest.T).T

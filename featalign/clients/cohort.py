@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.data.inputs import Batch, Inputs, unwrap
+from featalign.data.batch import Batch, unwrap
+from featalign.data.inputs import Inputs
 from featalign.data.task import Task, task_of
 from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, NotFinite, ProbeError
 from featalign.spaces import canonical, trace, weakest
@@ -100,8 +101,8 @@ class Cohort:
         example = inputs.example()
         outputs = [try_out(module, example, name) for name, module in zip(names, modules)]
         found = _task(task, scored, inputs, modules[0], outputs[0], class_names)
-        folded = [canonical(module, example.example) for module in modules]
-        graphs = tuple(weakest([trace(each.module, example.example) for each in folded]))
+        folded = [canonical(module, example.on(module).example) for module in modules]
+        graphs = tuple(weakest([trace(each.module, example.on(each.module).example) for each in folded]))
         require_one_graph(names, graphs)
         own = tuple(Inputs.of(each, tokenizer=tokenizer) for each in data) if data is not None else ()
         if own and len(own) != len(modules):

@@ -15,12 +15,14 @@ scheme or recipe is one entry of `datasets`, `schemes`, `recipes`.
 `Inputs` reads whatever a user calls a probe; a `Task` says what a network is for (loss, metrics, ensemble, readout).
 """
 
+from featalign.data.batch import Batch, unwrap
 from featalign.data.datasets import Dataset, Entry, datasets, describe, load
 from featalign.data.fetch import fetch
-from featalign.data.inputs import Batch, Inputs, unwrap
-from featalign.data.partition import Partition, partition, schemes
-from featalign.data.probe import augment, check_probe, probe, recipes
-from featalign.data.task import TASKS, Classification, Metric, MultiLabel, NextToken, Regression, Scores, Task, task_of
+from featalign.data.inputs import Inputs
+from featalign.data.partition import Partition, check_scheme, client_names, partition, schemes
+from featalign.data.probe import augment, check_probe, check_recipe, probe, recipes
+from featalign.data.task import TASKS, Metric, Scores, Task, task_of
+from featalign.data.tasks import Classification, MultiLabel, NextToken, Regression
 
 __all__ = [
     "TASKS",
@@ -38,6 +40,9 @@ __all__ = [
     "Task",
     "augment",
     "check_probe",
+    "check_recipe",
+    "check_scheme",
+    "client_names",
     "datasets",
     "describe",
     "fetch",

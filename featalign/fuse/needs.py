@@ -81,8 +81,8 @@ def chain(problem: FusionProblem) -> str | None:
     for space in problem.graph.hidden:
         if space.pre is None or space.nonlinearity is None:
             return f"what follows space '{space.name}' is no elementwise nonlinearity"
-        if space.name not in writers:
-            return f"space '{space.name}' is written by no layer"
+        if space.name not in writers or all(layer.reads != space.name for layer in problem.graph.layers):
+            return f"space '{space.name}' is written or read by something that is no layer"
     return None if problem.graph.hidden else "there is no hidden space"
 
 

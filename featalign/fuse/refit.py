@@ -20,7 +20,7 @@ from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import Walk, running_order
-from featalign.data.inputs import unwrap
+from featalign.data.batch import unwrap
 from featalign.spaces import affine
 from featalign.spaces.capture import evaluating, kept, units_last
 from featalign.spaces.graph import Layer, Site

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.data.inputs import Batch, Inputs
+from featalign.data.batch import Batch
+from featalign.data.inputs import Inputs
 from featalign.spaces.capture import evaluating
 
 PAUSED_BYTES = 1_500_000_000  # activations of paused batches held at a time

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.data.inputs import BATCH, Batch, Inputs, unwrap
+from featalign.data.batch import Batch, unwrap
+from featalign.data.inputs import BATCH, Inputs
 from featalign.errors import NotFinite, SpaceMismatch
 from featalign.spaces.graph import Site
 from featalign.spaces.structures import outputs_in, tensors_in

@@ -12,7 +12,7 @@ from featalign.align.pair import Pair
 from featalign.fuse.methods.registry import METHODS, Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.refit import map_targets
-from featalign.spaces.graph import Layer
+from featalign.spaces.graph import Layer, Site
 
 
 @fusion_method("feature-reexpress", basis="feature", refit="required", needs=("dictionaries",))
@@ -26,9 +26,12 @@ def feature_reexpress(problem: FusionProblem) -> Proposal:
         batches = ((held[reference][space.after], held[reference][space.before]) for _, held, _ in problem.activations)
         expressions[k, name] = re_express(match, *pair.bases, batches)
 
+    writers = [layer.writes for layer in problem.graph.layers]
+
     def targets(problem: FusionProblem, layer: Layer, held: Sequence[Held]) -> torch.Tensor:
         space = problem.graph[layer.writes]
-        if space.pinned:
+        alone = writers.count(space.name) == 1 and space.pre == Site(layer.module)
+        if space.pinned or not alone:  # what is re-expressed is not this layer's output
             return map_targets(start.alignments)(problem, layer, held)
         own = held[reference][space.before].double()
         total = problem.mixing[reference] * own

@@ -135,8 +135,8 @@ def choose_units(
     """Greedy choice per space among the clients' units, against what the next layers read from them.
 
     Targets are the pre-activations of every layer that reads the space, of every client, weighted by the square root of
-    its mixing weight; the readout's are the task's instead. Where a layer reads patches or flattened positions the
-    targets are the units themselves, weighted by how strongly they are read. Clients of weight zero are left out.
+    its mixing weight; the readout's are the task's instead. Where a layer reads patches, flattened or pooled positions
+    the targets are the units themselves, weighted by how strongly they are read. Clients of weight zero are left out.
     `kind` names the pool, whose Gram matrices are kept for other mixing weights.
     """
     pools = _pools(problem, pre_units, kind)
@@ -166,12 +166,12 @@ def _pools(problem: FusionProblem, pre_units: PreUnits, kind: str) -> dict[str, 
             pre = [pre_units(h, k, space) for k, h in enumerate(held)]
             parts = [apply_nonlinearity(space, values) for values in pre]
             target = torch.cat(_wanted(problem, space, held, outputs, parts, readouts), dim=1)
-            pool = torch.cat(parts, dim=1)
+            pool = torch.cat(parts, dim=1).double()
             if space.name not in known:
                 faint = torch.cat(pre, dim=1)
-                gram = (pool.T @ pool).double() + FAINT * (faint.T @ faint).double()
+                gram = pool.T @ pool + FAINT * (faint.T @ faint).double()
                 grams[space.name] = grams.get(space.name, 0) + gram
-            cross[space.name] = cross.get(space.name, 0) + (pool.T @ target.to(pool.dtype)).double()
+            cross[space.name] = cross.get(space.name, 0) + pool.T @ target.double()
             sizes = torch.tensor([0, *(part.shape[1] for part in parts)])
             offsets[space.name] = tuple(sizes.cumsum(0).tolist())
     return {space.name: Pool(grams[space.name], cross[space.name], offsets[space.name]) for space in spaces}
@@ -196,7 +196,7 @@ def _wanted(
     for layer in problem.graph.layers:
         if layer.reads != space.name:
             continue
-        if not _reads_units(problem, layer):
+        if not _reads_units(problem, layer) or len(held[0][Site(layer.module)]) != len(parts[0]):
             wanted += [
                 w**0.5 * read_strength(problem, k, space).to(parts[k]) * parts[k]
                 for k, w in enumerate(problem.mixing)

@@ -75,8 +75,8 @@ class Assembly:
             self.place(name, k, node)
         views = sightings_by_leaf(self.module, self.tracer)
         order = {name: index for index, name in enumerate(self.tracer.used)}
-        drafts = sorted(self.drafts.values(), key=lambda draft: self.rank(draft, order))
         layers = tuple(self.layers())
+        drafts = sorted(self.drafts.values(), key=lambda draft: self.rank(draft, order))
         leaf_of = {id(draft): key[0] for key, draft in self.drafts.items() if len(key) == 1}
         spaces = tuple(self.finish(draft, views.get(leaf_of.get(id(draft), 0), [])) for draft in drafts)
         return SpaceGraph(spaces, layers, tuple(self.tracer.warnings))
@@ -152,9 +152,22 @@ class Assembly:
                 continue
             ends = {role: [d for k in (0, 1) if self.role(name, k) == role for d in self.of_axis.get((name, k), [])]
                     for role in ("reader", "writer")}  # fmt: skip
+            if ends["reader"] and not ends["writer"]:
+                ends["writer"] = self.single(name)
             if ends["reader"] and ends["writer"]:
                 widest = {role: max(drafts, key=lambda draft: draft.size) for role, drafts in ends.items()}
                 yield Layer(module, widest["reader"].name, widest["writer"].name, self.tracer.calls.get(module, 0))
+
+    def single(self, name: str) -> list[Draft]:
+        """The pinned space of a layer with one output (a logit, a regressor), which has no axis of its own."""
+        dims = self.tracer.parameters[name].dims
+        sides = [k for k in (0, 1) if dims[k].size == 1 and self.role(name, k) == "writer"]
+        if len(sides) != 1:
+            return []
+        draft = Draft(self.name(name, ""), 1, Symmetry.PINNED)
+        draft.axes["writer"].append(Axis(name, sides[0]))
+        self.drafts[(-1 - len(self.drafts),)] = draft
+        return [draft]
 
     def finish(self, draft: Draft, views: Views) -> Space:
         """The space, with its places before and after the last nonlinearity."""

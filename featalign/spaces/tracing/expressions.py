@@ -12,6 +12,7 @@ from featalign.spaces.graph import Step
 
 Version = tuple[int, int]  # a tensor's id and how often it was written in place
 
+LEARNED = ("prelu", "_prelu_kernel")  # slopes are weights of one network
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -46,7 +47,8 @@ def between(before: Version, after: Version, made: Mapping[Version, Made]) -> tu
             version = source.versions[id(value)]
             if version in place or version in made:
                 return (visit(version),)
-            if id(value) in source.constants and value.numel() == 1 and value.device.type != "meta":
+            learned = isinstance(value, torch.nn.Parameter)  # of this network alone (slopes of PReLU)
+            if id(value) in source.constants and value.numel() == 1 and value.device.type != "meta" and not learned:
                 return value.item()
             raise _NotElementwise
         if isinstance(value, (torch.dtype, torch.device, torch.memory_format, torch.layout)):
@@ -58,7 +60,7 @@ def between(before: Version, after: Version, made: Mapping[Version, Made]) -> tu
     def visit(version: Version) -> int:
         if version not in place:
             source = made.get(version)
-            if source is None or not source.operation or len(place) > 40:
+            if source is None or not source.operation or source.operation.startswith(LEARNED) or len(place) > 40:
                 raise _NotElementwise
             args = tuple(argument(value, source) for value in source.args)
             kwargs = tuple((key, argument(value, source)) for key, value in sorted(source.kwargs.items()))

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
 
 import torch
 from torch import nn
 
-from featalign.clients.models import models
+from featalign.clients.models import LATER, ModelConfig, models, picture
 from featalign.clients.training import TrainConfig
 from featalign.errors import BadOption
-
-if TYPE_CHECKING:
-    from featalign.data.datasets import Dataset
 
 VGG11 = (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0)  # channels; 0 halves the picture
 
 
 @models.register("vgg11")
 @dataclass(frozen=True)
-class VGGConfig:
+class VGGConfig(ModelConfig):
     """VGG11 (Simonyan and Zisserman 2015, configuration A) with one linear head, as OTFusion uses it on CIFAR-10.
 
     Attributes:
@@ -29,6 +27,7 @@ class VGGConfig:
         bias: whether convolutions and head have biases (never before a batch normalisation).
         size: side of the square pictures in pixels; halvings that would go below one pixel are left out.
         channels, outputs: of the pictures and of the head.
+        flat: inputs are flattened grey pictures `[N, size * size]`.
     """
 
     width: float = 1.0
@@ -37,27 +36,26 @@ class VGGConfig:
     size: int = 32
     channels: int = 3
     outputs: int = 10
+    flat: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if min(int(self.width * size) for size in VGG11 if size) < 1 or self.outputs < 1:
             raise BadOption(f"width {self.width}, outputs {self.outputs}: VGG11 needs a channel and an output at least")
 
     @classmethod
-    def for_dataset(cls, dataset: Dataset, **options: Any) -> VGGConfig:
-        """Channels and classes of the data set."""
-        channels, size, _ = dataset.input_shape
-        return cls(size=size, channels=channels, outputs=dataset.classes, **options)
+    def shaped(cls, shape: tuple[int, ...], outputs: int, **options: Any) -> VGGConfig:
+        """A quarter of the width for inputs of at most 100 numbers."""
+        channels, size, flat = picture(shape, cls.name)
+        width = options.pop("width", 0.25 if prod(shape) <= 100 else 1.0)
+        return cls(width=width, size=size, channels=channels, outputs=outputs, flat=flat, **options)
 
-    @staticmethod
-    def recipe(**options: Any) -> TrainConfig:
-        """Training that suits the network on two cores."""
-        return TrainConfig(
-            **{"epochs": 5, "batch_size": 128, "lr": 2e-3, "optimizer": "adam", "schedule": "cosine", **options}
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values with the registered name under `model`."""
-        return {"model": "vgg11", **asdict(self)}
+    @classmethod
+    def recipe(cls, samples: int, **options: Any) -> TrainConfig:
+        """Training that suits the network on two cores; four times the epochs for fewer than 10,000 samples."""
+        usual: dict[str, Any] = {"epochs": 5, "batch_size": 128, "lr": 2e-3, "optimizer": "adam", "schedule": "cosine"}
+        if samples < 10_000:
+            usual |= {"epochs": 20, "batch_size": 32}
+        return TrainConfig(**{**usual, **options})
 
     def module(self) -> nn.Module:
         """A freshly initialised network."""
@@ -72,6 +70,8 @@ class VGG(nn.Module):
         self.config = config
         before, count, side = config.channels, 0, config.size
         layers: list[tuple[str, nn.Module]] = []
+        if config.flat:
+            layers.append(("picture", nn.Unflatten(1, (config.channels, config.size, config.size))))
         for size in VGG11:
             if size == 0:
                 if side > 1:

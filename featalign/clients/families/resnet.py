@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Self
 
 import torch
 from torch import nn
 
-from featalign.clients.models import models
+from featalign.clients.models import LATER, ModelConfig, models, picture
 from featalign.clients.training import TrainConfig
 from featalign.errors import BadOption
-
-if TYPE_CHECKING:
-    from featalign.data.datasets import Dataset
 
 STAGES = {"resnet20": ((16, 32, 64), 3), "resnet18": ((64, 128, 256, 512), 2)}  # channels per stage, blocks per stage
 
 
 @dataclass(frozen=True)
-class _ResNetConfig:
+class _ResNetConfig(ModelConfig):
     """Shared options of the residual networks.
 
     Attributes:
         width: factor on all channel counts.
         norm: "batch", "layer" (over channels and positions, as git re-basin trains) or "none".
         channels, outputs: of the pictures and of the head.
+        side: of flattened grey pictures `[N, side * side]`; 0 for pictures that come as such.
     """
 
     width: float = 1.0
     norm: str = "batch"
     channels: int = 3
     outputs: int = 10
+    side: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.norm not in ("batch", "layer", "none"):
@@ -40,40 +40,31 @@ class _ResNetConfig:
             raise BadOption(f"width {self.width}, outputs {self.outputs}: a channel and an output at least")
 
     @property
-    def name(self) -> str:
-        """Registered name."""
-        raise NotImplementedError
-
-    @property
     def stages(self) -> tuple[int, ...]:
         """Channels per stage at width one."""
         return STAGES[self.name][0]
 
     @classmethod
-    def for_dataset(cls, dataset: Dataset, **options: Any) -> _ResNetConfig:
-        """Channels and classes of the data set."""
-        return cls(channels=dataset.input_shape[0], outputs=dataset.classes, **options)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values with the registered name under `model`."""
-        return {"model": self.name, **asdict(self)}
+    def shaped(cls, shape: tuple[int, ...], outputs: int, **options: Any) -> Self:
+        """A quarter of the width for inputs of at most 100 numbers."""
+        channels, side, flat = picture(shape, cls.name)
+        width = options.pop("width", 0.25 if prod(shape) <= 100 else 1.0)
+        return cls(width=width, channels=channels, outputs=outputs, side=side if flat else 0, **options)
 
     def module(self) -> nn.Module:
         """A freshly initialised network."""
         return ResNet(self)
 
-    @staticmethod
-    def recipe(**options: Any) -> TrainConfig:
-        """Training that suits the network on two cores."""
-        usual = {
-            "epochs": 4,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "weight_decay": 5e-4,
+    @classmethod
+    def recipe(cls, samples: int, **options: Any) -> TrainConfig:
+        """Training that suits the network on two cores; more and smaller steps for fewer than 10,000 samples."""
+        usual: dict[str, Any] = {
+            **{"epochs": 4, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
             "schedule": "cosine",
         }
-        return TrainConfig(**{**usual, **options})  # type: ignore[arg-type]
+        if samples < 10_000:
+            usual |= {"epochs": 20, "batch_size": 32, "lr": 0.05}
+        return TrainConfig(**{**usual, **options})
 
 
 @models.register("resnet20")
@@ -81,21 +72,11 @@ class _ResNetConfig:
 class ResNet20Config(_ResNetConfig):
     """ResNet20: three stages of three basic blocks, 16 to 64 channels at width 1."""
 
-    @property
-    def name(self) -> str:
-        """Registered name."""
-        return "resnet20"
-
 
 @models.register("resnet18")
 @dataclass(frozen=True)
 class ResNet18Config(_ResNetConfig):
     """ResNet18 with a 3x3 stem: four stages of two basic blocks, 64 to 512 channels at width 1."""
-
-    @property
-    def name(self) -> str:
-        """Registered name."""
-        return "resnet18"
 
 
 def normalisation(kind: str, channels: int) -> nn.Module:
@@ -139,6 +120,8 @@ class ResNet(nn.Module):
         self.config = config
         sizes = [int(config.width * size) for size in config.stages]
         depth = STAGES[config.name][1]
+        if config.side:
+            self.picture = nn.Unflatten(1, (config.channels, config.side, config.side))
         self.stem = nn.Conv2d(config.channels, sizes[0], 3, 1, 1, bias=config.norm == "none")
         self.norm = normalisation(config.norm, sizes[0])
         self.act = nn.ReLU()
@@ -155,5 +138,7 @@ class ResNet(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits `[N, outputs]`."""
+        if self.config.side:
+            inputs = self.picture(inputs)
         x = self.stages(self.act(self.norm(self.stem(inputs))))
         return self.head(self.pool(x).flatten(1))

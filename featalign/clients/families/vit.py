@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featalign.clients.models import models
+from featalign.clients.models import LATER, ModelConfig, models, picture
+from featalign.clients.training import TrainConfig
 from featalign.errors import BadOption
-
-if TYPE_CHECKING:
-    from featalign.data.datasets import Dataset
 
 
 @models.register("vit")
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(ModelConfig):
     """A vision transformer small enough for two cores.
 
     Attributes:
         size, patch: of the square pictures, in pixels.
         width, depth, heads, hidden: of the residual stream, blocks, attention and feed-forward layers.
         channels, outputs: of the pictures and of the head.
+        flat: inputs are flattened grey pictures `[N, size * size]`.
     """
 
     size: int = 32
@@ -35,6 +34,7 @@ class ViTConfig:
     hidden: int = 128
     channels: int = 3
     outputs: int = 10
+    flat: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.size % self.patch or self.width % self.heads:
@@ -43,14 +43,26 @@ class ViTConfig:
             )
 
     @classmethod
-    def for_dataset(cls, dataset: Dataset, **options: Any) -> ViTConfig:
-        """Size, channels and classes of the data set."""
-        channels, size, _ = dataset.input_shape
-        return cls(size=size, channels=channels, outputs=dataset.classes, **options)
+    def shaped(cls, shape: tuple[int, ...], outputs: int, **options: Any) -> ViTConfig:
+        """Patches of four pixels (two on the smallest pictures), or of the next number that divides the side."""
+        channels, size, flat = picture(shape, cls.name)
+        largest = 4 if size > 12 else 2
+        patch = options.pop("patch", next(p for p in range(largest, 0, -1) if size % p == 0))
+        return cls(size=size, patch=patch, channels=channels, outputs=outputs, flat=flat, **options)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values with the registered name under `model`."""
-        return {"model": "vit", **asdict(self)}
+    @classmethod
+    def recipe(cls, samples: int, **options: Any) -> TrainConfig:
+        """AdamW with warm-up; more and smaller steps for fewer than 10,000 samples."""
+        usual: dict[str, Any] = {
+            "epochs": 5,
+            "batch_size": 128,
+            "lr": 2e-3,
+            "optimizer": "adam",
+            "schedule": "one-cycle",
+        }
+        if samples < 10_000:
+            usual |= {"epochs": 30, "batch_size": 32}
+        return TrainConfig(**{**usual, "schedule": "one-cycle", **options})
 
     def module(self) -> nn.Module:
         """A freshly initialised network."""
@@ -95,6 +107,8 @@ class ViT(nn.Module):
         super().__init__()
         self.config = config
         tokens = (config.size // config.patch) ** 2
+        if config.flat:
+            self.picture = nn.Unflatten(1, (config.channels, config.size, config.size))
         self.embed = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
         self.position = nn.Parameter(0.02 * torch.randn(1, tokens, config.width))
         self.blocks = nn.Sequential(*(Block(config) for _ in range(config.depth)))
@@ -103,5 +117,7 @@ class ViT(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits `[N, outputs]`."""
+        if self.config.flat:
+            inputs = self.picture(inputs)
         x = self.embed(inputs).flatten(2).transpose(1, 2) + self.position
         return self.head(self.ln(self.blocks(x)).mean(1))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
-
-from featalign.clients.models import ACTIVATIONS, MLPConfig
 
 
 class MLP(HookedRootModule):
@@ -17,22 +17,29 @@ class MLP(HookedRootModule):
     on. Initialisation is that of `nn.Linear`. torch.fx traces it when `HookPoint` is a leaf.
     """
 
-    def __init__(self, config: MLPConfig):
+    def __init__(
+        self,
+        inputs: int,
+        hidden: Sequence[int],
+        outputs: int,
+        bias: bool = False,
+        activation: type[nn.Module] = nn.ReLU,
+    ):
         super().__init__()
-        self.config = config
-        widths = (config.inputs, *config.hidden, config.outputs)
+        self.depth = len(hidden)
+        widths = (inputs, *hidden, outputs)
         for k in range(1, len(widths)):
-            self.add_module(f"fc{k}", nn.Linear(widths[k - 1], widths[k], bias=config.bias))
+            self.add_module(f"fc{k}", nn.Linear(widths[k - 1], widths[k], bias=bias))
         for k in range(1, len(widths) - 1):
             self.add_module(f"hook_pre{k}", HookPoint())
-            self.add_module(f"act{k}", ACTIVATIONS[config.activation]())
+            self.add_module(f"act{k}", activation())
             self.add_module(f"hook_post{k}", HookPoint())
         self.setup()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits `[N, outputs]` of inputs `[N, ...]`."""
         x = torch.flatten(inputs, 1)
-        for k in range(1, len(self.config.hidden) + 1):
+        for k in range(1, self.depth + 1):
             x = self.get_submodule(f"hook_pre{k}")(self.get_submodule(f"fc{k}")(x))
             x = self.get_submodule(f"hook_post{k}")(self.get_submodule(f"act{k}")(x))
-        return self.get_submodule(f"fc{len(self.config.hidden) + 1}")(x)
+        return self.get_submodule(f"fc{self.depth + 1}")(x)
