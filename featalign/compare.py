@@ -59,6 +59,7 @@ def compare(
     """
     import torch
 
+    from featalign.data.partition import client_names
     from featalign.data.probe import augment as extend
     from featalign.evidence import Trial
     from featalign.results import CompareResult
@@ -67,7 +68,7 @@ def compare(
     if len(clients) == 0:
         raise BadOption("zero clients; pass a list of at least one trained module")
     inputs = torch.cat(list(batches(probe)))
-    names = [chr(ord("A") + k) for k in range(len(clients))]
+    names = list(client_names(len(clients)))
     config = RunConfig(
         dataset="user", clients=len(clients), seeds=1, probe=len(inputs), mixing=mixing, methods=tuple(methods),
         augment=augment, augmented=augmented, split="user", class_counts=class_counts is not None, **options,
@@ -101,14 +102,14 @@ def run(
     choose(config.methods)
     folder = Path(out) if out else Path("reports") / config.run_name
     saes = folder / "saes" if out else Path("saes") / config.run_name
+    for path in (folder, saes):
+        storage.refuse_existing(path, overwrite)
+    dataset = load(config.dataset, config.folder or None, progress)
+    bar = _Progress(config.seeds, progress)
+    trials = [_trial(config, dataset, seed, bar) for seed in range(config.seeds)]
+    bar.close()
+    result = CompareResult.gather(config, trials)
     with ExitStack() as stack:
-        for path in (folder,) if out else (folder, saes):
-            stack.enter_context(storage.claim(path, overwrite))
-        dataset = load(config.dataset, config.folder or None, progress)
-        bar = _Progress(config.seeds, progress)
-        trials = [_trial(config, dataset, seed, bar) for seed in range(config.seeds)]
-        bar.close()
-        result = CompareResult.gather(config, trials)
         temporary = stack.enter_context(storage.atomic_folder(folder, overwrite))
         apart = None if out else stack.enter_context(storage.atomic_folder(saes, overwrite))
         result.save(temporary, apart or temporary / "saes")
@@ -121,9 +122,8 @@ def _trial(config: RunConfig, dataset: Dataset, seed: int, bar: _Progress) -> Tr
     """One repetition: partition, clients, probe, dictionaries, every method, everything measured."""
     import torch
 
+    from featalign.clients import MLPConfig
     from featalign.clients.client import train_clients
-    from featalign.clients.models import MLPConfig
-    from featalign.clients.training import TrainConfig
     from featalign.data import partition
     from featalign.data.probe import augment, probe
     from featalign.evidence import Trial
@@ -135,7 +135,7 @@ def _trial(config: RunConfig, dataset: Dataset, seed: int, bar: _Progress) -> Tr
         scheme_options = {"alpha": config.alpha}
     parts = partition(dataset.train_labels, config.split, config.clients, seed, dataset.class_names, **scheme_options)
     model = MLPConfig.for_dataset(dataset, **({"hidden": config.hidden} if config.hidden else {}))
-    recipe = TrainConfig.for_dataset(dataset, **({"epochs": config.epochs} if config.epochs else {}))
+    recipe = model.recipe(len(dataset.train_labels), **({"epochs": config.epochs} if config.epochs else {}))
     bar.say(seed, "clients")
     members = train_clients(dataset, parts, model, recipe, seed, progress=bar.shown)
     counts = torch.as_tensor(parts.counts) if config.class_counts else None
@@ -227,15 +227,16 @@ def _examine(
     """Run every method raw and refitted, draw the mixing curves, diagnose the spaces."""
     from dataclasses import replace
 
+    from featalign.clients import Ensemble
     from featalign.evidence import diagnose_spaces
-    from featalign.fuse import METHODS, Ensemble, fuse
+    from featalign.fuse import METHODS, fuse
 
     problem = replace(problem, dictionaries=dictionaries, transcoders=transcoders)
     trial.problem, trial.dictionaries, trial.transcoders = problem, dictionaries, transcoders
     for name, client in zip(trial.names, trial.clients):
         trial.score(f"client-{name}", client)
-    for average in ("softmax", "logits"):
-        trial.score(f"ensemble-{average}", Ensemble(trial.clients, problem.mixing, average))
+    for average, head in (("softmax", None), ("logits", "mean-logits")):
+        trial.score(f"ensemble-{average}", Ensemble(trial.clients, problem.mixing, head=head))
     for _ in problem.activations():  # captured once, shared by all methods
         pass
     for method in config.methods:

@@ -101,48 +101,40 @@ def run(
     """
     from featalign.config import RunConfig
     from featalign.data import load, partition
-    from featalign.storage import claim
+    from featalign.storage import refuse_existing
 
     config = RunConfig.from_toml(Path(folder) / "config.toml") if folder else RunConfig(dataset=dataset, clients=1)
     name = Path(model).stem if model else Path(folder).name if folder else dataset
     out = Path(out) if out else Path("reports") / f"diagnose-{name}"
-    with claim(out, overwrite):
-        content = load(config.dataset, config.folder or None, progress)
-        partners: dict[str, nn.Module] = {}
-        if model:
-            network = _read(Path(model), content)
-        else:
-            from featalign.clients.client import train_clients
-            from featalign.clients.models import MLPConfig
-            from featalign.clients.training import TrainConfig
+    refuse_existing(out, overwrite)
+    content = load(config.dataset, config.folder or None, progress)
+    partners: dict[str, nn.Module] = {}
+    if model:
+        network = _read(Path(model), content)
+    else:
+        from featalign.clients import MLPConfig
+        from featalign.clients.client import train_clients
 
-            scheme = config.split if folder else "iid"
-            options: dict[str, Any] = {"special": config.special} if scheme == "special-label" else {}
-            if "dirichlet" in scheme or scheme == "quantity":
-                options = {"alpha": config.alpha}
-            parts = partition(content.train_labels, scheme, config.clients, 0, content.class_names, **options)
-            shape = MLPConfig.for_dataset(content, **({"hidden": config.hidden} if config.hidden else {}))
-            recipe = TrainConfig.for_dataset(content, **({"epochs": config.epochs} if config.epochs else {}))
-            members = train_clients(content, parts, shape, recipe, 0, progress=progress)
-            network = members[0].model
-            partners = {f"client {member.name}": member.model for member in members[1:]}
-        data = (content.train_inputs, content.train_labels)
-        names = list(content.class_names)
-        return diagnose(
-            network,
-            data,
-            partners=partners,
-            class_names=names,
-            title=name,
-            out=out,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        scheme = config.split if folder else "iid"
+        options: dict[str, Any] = {"special": config.special} if scheme == "special-label" else {}
+        if "dirichlet" in scheme or scheme == "quantity":
+            options = {"alpha": config.alpha}
+        parts = partition(content.train_labels, scheme, config.clients, 0, content.class_names, **options)
+        shape = MLPConfig.for_dataset(content, **({"hidden": config.hidden} if config.hidden else {}))
+        recipe = shape.recipe(len(content.train_labels), **({"epochs": config.epochs} if config.epochs else {}))
+        members = train_clients(content, parts, shape, recipe, 0, progress=progress)
+        network = members[0].model
+        partners = {f"client {member.name}": member.model for member in members[1:]}
+    data = (content.train_inputs, content.train_labels)
+    names = list(content.class_names)
+    return diagnose(
+        network, data, partners=partners, class_names=names, title=name, out=out, overwrite=overwrite, progress=progress
+    )
 
 
 def _read(path: Path, content: Any) -> nn.Module:
     """An MLP from its weights: widths and biases are read off the tensors."""
-    from featalign.clients.models import MLPConfig, build
+    from featalign.clients import MLPConfig, build
     from featalign.errors import ArchitectureMismatch
     from featalign.storage import load_tensors
 

@@ -29,6 +29,10 @@ class ProbeError(FeatalignError):
     """A probe set that is empty, too small or of the wrong shape."""
 
 
+class TaskError(FeatalignError):
+    """Outputs, targets or metrics that do not fit the task; the message says which task would."""
+
+
 class DataUnavailable(FeatalignError):
     """A data set that could not be had; the message says what was tried and how to proceed."""
 

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from featalign.align.feature import FeatureMatch, match_features
-from featalign.align.neuron import post_site, pre_site
 from featalign.align.regime import regime
 from featalign.clients.client import Client
+from featalign.clients.evaluation import evaluate
 from featalign.config import mixing_weights
 from featalign.dictionaries.basis import NeuronBasis
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.errors import BadOption
-from featalign.fuse.problem import FusionProblem, predictions
+from featalign.fuse.problem import FusionProblem
 from featalign.fuse.result import FusionResult, ledger
 from featalign.measure import class_profile, class_selectivity, effective_features_per_unit
 from featalign.spaces.capture import collect
@@ -57,7 +57,7 @@ class Trial:
 
     def accuracy(self, module: nn.Module) -> float:
         """Share of evaluation inputs whose largest output is the label."""
-        return float((predictions(module, self.inputs).argmax(-1) == self.labels).float().mean())
+        return evaluate(module, (self.inputs, self.labels))["accuracy"]
 
     def score(self, name: str, module: nn.Module, seconds: float = 0.0) -> None:
         """Record a row of the table."""
@@ -111,7 +111,7 @@ def diagnose_spaces(trial: Trial) -> dict[str, SpaceEvidence]:
         for name, result in trial.results.items()
         if not result.refitted and result.method != "zip"
     }
-    sites = [site for space in problem.graph.hidden for site in (pre_site(space), post_site(space))]
+    sites = [site for space in problem.graph.hidden for site in (space.before, space.after)]
     order = torch.randperm(len(trial.inputs), generator=torch.Generator().manual_seed(trial.seed))[:EXAMPLES]
     inputs, labels = trial.inputs[order], trial.labels[order]
     pair = (0, problem.reference)
@@ -119,7 +119,7 @@ def diagnose_spaces(trial: Trial) -> dict[str, SpaceEvidence]:
     found = {}
     for space in problem.graph.hidden:
         bases = trial.dictionaries[space.name]
-        post = post_site(space)
+        post = space.after
         seen = [(acts[pair[0]][post], acts[pair[1]][post]) for _, acts, _ in problem.activations()]
         sizes = [problem.graphs[k][space.name].size for k in pair]
         neuron = match_features(NeuronBasis(sizes[0]), NeuronBasis(sizes[1]), seen)

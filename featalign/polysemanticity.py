@@ -44,12 +44,6 @@ def shuffled(model: nn.Module, seed: int = 0) -> nn.Module:
     return control
 
 
-def site_of(space: Space) -> Site:
-    site = space.post or space.pre
-    assert site is not None
-    return site
-
-
 def quiet(function: Callable[..., Any]) -> Callable[..., Any]:
     """Without dictionary warnings: said once for the layer, they need not be repeated for its sweep and control."""
 

@@ -1,19 +1,32 @@
-"""Basis and basis to plan, plan to maps: how one client's spaces are moved into another's."""
+"""Two clients in one space: what may be known of the pair, the matchers that choose a map, and the regime.
 
-from featalign.align.feature import FeatureMatch, decode_by_symmetry, match_features, re_express
+>>> fa.align.MATCHERS.names()             # a new matcher is one decorated function in one file
+>>> alignment = fa.align.align(clients, "procrustes", center=True)
+"""
+
+from featalign.align.activations import Activations
+from featalign.align.feature import FeatureMatch, match_features, project, re_express
 from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.neuron import align_by_activations, align_by_weights
+from featalign.align.matchers import MATCHERS, Matcher, align, matcher
+from featalign.align.memory import Memory
+from featalign.align.pair import Clients, Pair
 from featalign.align.regime import Regime, regime
 
 __all__ = [
+    "MATCHERS",
+    "Activations",
     "Alignment",
+    "Clients",
     "FeatureMatch",
+    "Matcher",
+    "Memory",
+    "Pair",
     "Regime",
     "SpaceMap",
-    "align_by_activations",
-    "align_by_weights",
-    "decode_by_symmetry",
+    "align",
     "match_features",
+    "matcher",
+    "project",
     "re_express",
     "regime",
 ]

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from featalign.align.linear import rotation
 from featalign.align.maps import SpaceMap
 from featalign.dictionaries.basis import Basis
 from featalign.errors import ProbeError
 from featalign.spaces.graph import Symmetry
 from featalign.spaces.moments import CrossMoments
 from featalign.transport import Plan, null_threshold, solve
+
+TIE = 1e-9  # in favour of the place a unit has, among equal affinities
 
 
 @dataclass(frozen=True)
@@ -145,36 +148,41 @@ def unit_affinity(match: FeatureMatch, a: Basis, b: Basis) -> np.ndarray:
     return shared / np.maximum(scale, 1e-12)
 
 
-def decode_by_symmetry(match: FeatureMatch, a: Basis, b: Basis, symmetry: Symmetry) -> tuple[SpaceMap, Plan | None]:
+def project(match: FeatureMatch, a: Basis, b: Basis, symmetry: Symmetry) -> SpaceMap:
     """Project a feature plan onto what the space allows.
 
-    Elementwise nonlinearity: the assignment of units that shares most matched features. Linear space: the polar factor
-    of the energy-weighted `D_b^T T^T D_a`, an orthogonal (or, for unequal widths, semi-orthogonal) map.
+    Elementwise nonlinearity: the assignment of units that shares most matched features (ties go by the units' place,
+    so that units without features stay). Linear space: the polar factor of the energy-weighted `D_b^T T^T D_a`, an
+    orthogonal (or, for unequal widths, semi-orthogonal) map.
     """
     if symmetry in {Symmetry.ORTHOGONAL, Symmetry.LINEAR}:
         pairs = match.pairs
         weight = match.scores**2 * np.sqrt(match.energy[0][pairs[:, 0]] * match.energy[1][pairs[:, 1]])
         unit_a = torch.nn.functional.normalize(a.atoms.detach().double()[pairs[:, 0]], dim=1)
         unit_b = torch.nn.functional.normalize(b.atoms.detach().double()[pairs[:, 1]], dim=1)
-        u, _, vh = torch.linalg.svd(unit_b.T @ (torch.from_numpy(weight)[:, None] * unit_a), full_matrices=False)
-        rotation = (u @ vh).float()
-        return SpaceMap(rotation, rotation.T.contiguous(), Symmetry.ORTHOGONAL), None
-    plan = solve(1 - unit_affinity(match, a, b), method="exact")
-    return SpaceMap.from_plan(plan), plan
+        return rotation(unit_b.T @ (torch.from_numpy(weight)[:, None] * unit_a))
+    affinity = unit_affinity(match, a, b)
+    return SpaceMap.from_plan(solve(1 - affinity - TIE * np.eye(*affinity.shape), method="exact"))
 
 
 def fold(match: FeatureMatch, a: Basis, b: Basis) -> SpaceMap:
     """The naive contrast: a linear map through matched atoms, folded into the weights of both neighbours.
 
-    `a_B ~ sum_p g_p d^B_p (D_a^+ a_A)_p`, with the reverse map for the readers. It ignores the nonlinearity between
-    the map and its inverse, which is what it is shown for.
+    `a_B ~ sum_p g_p d^B_p (D_a^+ a_A)_p`, with the reverse map for the readers; what the matched atoms do not span stays
+    where it is (equal widths). It ignores the nonlinearity between the map and its inverse, which is what it is shown
+    for.
     """
     pairs = match.pairs
     gains = torch.from_numpy(match.gains).clamp_min(1e-6)
     atoms_a, atoms_b = a.atoms.detach().double()[pairs[:, 0]], b.atoms.detach().double()[pairs[:, 1]]
-    out = atoms_b.T @ (gains[:, None] * torch.linalg.pinv(atoms_a.T, rtol=1e-3))
-    into = atoms_a.T @ ((1 / gains)[:, None] * torch.linalg.pinv(atoms_b.T, rtol=1e-3))
-    return SpaceMap(out.float(), into.float(), Symmetry.LINEAR)
+    inverse_a, inverse_b = torch.linalg.pinv(atoms_a.T, rtol=1e-3), torch.linalg.pinv(atoms_b.T, rtol=1e-3)
+    out = atoms_b.T @ (gains[:, None] * inverse_a)
+    into = atoms_a.T @ ((1 / gains)[:, None] * inverse_b)
+    if len(out) == len(into):
+        rest_a = torch.eye(len(into), dtype=out.dtype) - atoms_a.T @ inverse_a
+        rest_b = torch.eye(len(out), dtype=out.dtype) - atoms_b.T @ inverse_b
+        out, into = out + rest_b @ rest_a, into + rest_a @ rest_b
+    return SpaceMap(out, into, Symmetry.LINEAR)
 
 
 @dataclass(frozen=True)

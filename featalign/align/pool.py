@@ -7,11 +7,11 @@ read; the in-map is the least-squares reading of each client's units from the ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from featalign.errors import BadOption
+
+SAME = 1e-5  # relative rest up to which a unit is the duplicate of a chosen one
 
 
 def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[int]:
@@ -31,7 +31,7 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
     factor = gram.new_zeros(len(gram), count)  # pivoted Cholesky: the deflated Gram matrix is never formed
     chosen: list[int] = []
     for step in range(count):
-        usable = free & (residual > 1e-7 * initial)
+        usable = free & (residual > 1e-10 * initial)
         if usable.any():
             gain = cross.pow(2).sum(1) / residual.clamp_min(1e-12)
             best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())
@@ -46,9 +46,20 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
     return chosen
 
 
-def reading_map(gram: torch.Tensor, chosen: Sequence[int], ridge: float = 1e-4) -> torch.Tensor:
-    """`[pool, chosen]`: every unit of the pool as a linear reading of the chosen ones, by ridge regression."""
-    index = torch.as_tensor(chosen)
-    inner = gram[index][:, index]
-    inner = inner + ridge * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(index), dtype=gram.dtype)
-    return torch.linalg.solve(inner, gram[index]).T
+def reading_map(gram: torch.Tensor, chosen: torch.Tensor, ridge: float = 1e-4) -> torch.Tensor:
+    """`[pool, chosen]`: every unit of the pool as a linear reading of the chosen ones, by ridge regression.
+
+    The ridge pulls towards the reading of each unit from the one chosen unit that explains most of it, so that chosen
+    units and their duplicates are read exactly.
+    """
+    inner, cross = gram[chosen][:, chosen], gram[:, chosen]
+    energy = inner.diagonal().clamp_min(1e-300)
+    best = (cross.pow(2) / energy).argmax(1)
+    best[chosen] = torch.arange(len(chosen))
+    rows = torch.arange(len(gram))
+    single = torch.zeros_like(cross)
+    single[rows, best] = cross[rows, best] / energy[best]
+    shrink = ridge * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(chosen), dtype=gram.dtype)
+    rest = cross - single @ inner
+    rest[rest.norm(dim=1) <= SAME * cross.norm(dim=1)] = 0.0
+    return single + torch.linalg.solve(inner + shrink, rest.T).T

@@ -8,7 +8,7 @@ has features that the other lacks. Everything that is fitted here is scored on s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,15 +17,16 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from featalign.align.feature import match_features
+from featalign.align.linear import correlation, orthogonal_map, ridge_map
 from featalign.dictionaries.basis import Basis
 from featalign.errors import NotFinite, ProbeError
 from featalign.spaces.graph import Symmetry
 
-DECODES = {
-    "permutation": "neuron-permutation",
-    "rotation": "orthogonal",
-    "rearrangement": "re-expression",
-    "missing-features": "union",
+RECOMMENDED = {  # registered fusion methods, where a nonlinearity privileges the units, and where the space is linear
+    "permutation": ("ot-acts", "ot-acts"),
+    "rotation": ("feature-reexpress", "procrustes"),
+    "rearrangement": ("feature-reexpress", "feature-reencode"),
+    "missing-features": ("zip", "feature-union"),
 }
 AS_GOOD = 0.9  # a simpler map that explains this share of what the best map explains is preferred
 PRIVILEGED = 0.7  # the same for units against features where a nonlinearity privileges units: only they move exactly
@@ -44,7 +45,7 @@ class Regime:
 
     Attributes:
         name: 'permutation', 'rotation', 'rearrangement' or 'missing-features'.
-        recommended: 'neuron-permutation', 'orthogonal', 're-expression' or 'union'.
+        recommended: name of a registered fusion method.
         explanation: one sentence.
         samples, units: probe samples used; widths of A and B.
         neuron_correlation: mean |correlation| of units matched on other samples; `neuron_null` the same after the
@@ -59,8 +60,8 @@ class Regime:
         permutation, orthogonal, linear: share of B's variance explained by the best map of each kind, held out:
             matched units with a positive slope each; one orthogonal map and one scale; ridge regression.
         features: the same for A's matched latents written with B's atoms, or None.
-        commutation_defect: `E|relu(Oa) - O relu(a)|^2 / E|O relu(a)|^2` of the orthogonal map where an elementwise
-            nonlinearity follows, or None.
+        commutation_defect: `E|s(O a) - O s(a)|^2 / E|O s(a)|^2` of the orthogonal map where an elementwise nonlinearity
+            `s` follows, or None.
     """
 
     name: str
@@ -102,6 +103,7 @@ def regime(
     basis_b: Basis | None = None,
     symmetry: Symmetry | str | None = None,
     pre: torch.Tensor | None = None,
+    apply: Callable[[torch.Tensor], torch.Tensor] = torch.relu,
     seed: int = 0,
 ) -> Regime:
     """Diagnose how two clients' activations of the same inputs relate.
@@ -112,11 +114,11 @@ def regime(
             the verdict says so.
         symmetry: of the space. With an elementwise nonlinearity a rotation is no symmetry, so that re-expression is
             recommended instead.
-        pre: A's pre-activations `[samples, n]`, for the commutation defect; taken from `activations_a` where those
-            have negative entries.
+        pre: A's pre-activations `[samples, n]`, for the commutation defect; `activations_a` where not given.
+        apply: the nonlinearity behind them.
         seed: of the folds and of the null.
 
-    Raises `ProbeError` for fewer than 20 samples or unequal counts, `NotFinite` for NaN. Source: methods.md 3.3.
+    Raises `ProbeError` for fewer than 20 samples or unequal counts, `NotFinite` for NaN.
     """
     a, b = _checked(activations_a, activations_b)
     generator = torch.Generator().manual_seed(seed)
@@ -132,11 +134,10 @@ def regime(
         measured["unseen"] = (_unseen(basis_a, activations_a[order]), _unseen(basis_b, activations_b[order]))
     if elementwise:
         before = (activations_a if pre is None else pre)[order].double()
-        measured["commutation_defect"] = commutation_defect(orthogonal_map(a, b), before)
+        measured["commutation_defect"] = commutation_defect(orthogonal_map(a, b), before, apply)
     name, explanation = _verdict(measured, elementwise)
-    recommended = DECODES[name]
+    recommended = RECOMMENDED[name][0 if elementwise else 1]
     if name == "rotation" and elementwise:
-        recommended = DECODES["rearrangement"]
         explanation += ", but the nonlinearity does not commute with it: re-express and regress instead"
     return Regime(name, recommended, explanation + ".", len(a), (a.shape[1], b.shape[1]), **measured)
 
@@ -169,7 +170,7 @@ def _map_scores(a: torch.Tensor, b: torch.Tensor, only_units: bool = False) -> d
     for train, held in _folds(len(a)):
         mean_a, mean_b = a[train].mean(0), b[train].mean(0)
         fit_a, fit_b, test_a, test_b = a[train] - mean_a, b[train] - mean_b, a[held] - mean_a, b[held] - mean_b
-        similarity = _correlation(fit_a, fit_b)
+        similarity = correlation(fit_a, fit_b)
         rows, columns = _assigned(similarity.abs())
         correlations.append(_pair_correlation(test_a[:, rows], test_b[:, columns]))
         if only_units:
@@ -192,13 +193,6 @@ def _map_scores(a: torch.Tensor, b: torch.Tensor, only_units: bool = False) -> d
     return scores
 
 
-def _correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Pearson `[n, m]` of the columns; zero for constant ones."""
-    a, b = a - a.mean(0), b - b.mean(0)
-    scale = torch.outer(a.norm(dim=0), b.norm(dim=0))
-    return torch.where(scale > 1e-12, a.T @ b / scale.clamp_min(1e-12), 0.0)
-
-
 def _assigned(similarity: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns of the one-to-one pairs of largest total similarity."""
     rows, columns = linear_sum_assignment(-similarity.numpy())
@@ -211,44 +205,17 @@ def _pair_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-12)).abs().mean())
 
 
-def orthogonal_map(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`[m, n]`: the (semi-)orthogonal map that carries `a [samples, n]` closest to `b [samples, m]`, both centred."""
-    cross = (b - b.mean(0)).T @ (a - a.mean(0))
-    u, _, vh = torch.linalg.svd(cross, full_matrices=False)
-    return u @ vh
+def commutation_defect(
+    out_map: torch.Tensor, pre: torch.Tensor, apply: Callable[[torch.Tensor], torch.Tensor] = torch.relu
+) -> float:
+    """`E|s(O a) - O s(a)|^2 / E|O s(a)|^2` of `O [m, n]` over pre-activations `[samples, n]`, `s` the nonlinearity.
 
-
-def ridge_map(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`[n, m]`: ridge regression of centred `b` on centred `a`; the penalty by generalised cross-validation.
-
-    Source: Golub, Heath and Wahba 1979.
-    """
-    values, vectors = torch.linalg.eigh(a.T @ a)
-    values = values.clamp_min(0)
-    projected = vectors.T @ (a.T @ b)  # [n, m]
-    energy = projected.pow(2).sum(1)
-    total, samples = float(b.pow(2).sum()), len(a)
-    best, choice = float("inf"), float(values.max())
-    for penalty in (float(values.max()) * 10.0**power for power in range(-8, 2)):
-        shrunk = values + penalty
-        freedom = float((values / shrunk).sum())
-        if freedom > 0.95 * samples:
-            continue
-        residual = total - float((energy * (values + 2 * penalty) / shrunk.pow(2)).sum())
-        score = max(residual, 0.0) / (1 - freedom / samples) ** 2
-        if score < best:
-            best, choice = score, penalty
-    return vectors @ (projected / (values + choice)[:, None])
-
-
-def commutation_defect(out_map: torch.Tensor, pre: torch.Tensor) -> float:
-    """`E|relu(Oa) - O relu(a)|^2 / E|O relu(a)|^2` of `O [m, n]` over pre-activations `[samples, n]`.
-
-    Zero exactly when the map is a symmetry of the ReLU on these samples: permutations with positive scaling.
+    Zero exactly when the map commutes with it on these samples: the identity and permutations always, positive scaling
+    for ReLU.
     """
     out_map, pre = out_map.double(), pre.double()
-    after = pre.relu() @ out_map.T
-    return float(((pre @ out_map.T).relu() - after).pow(2).sum() / after.pow(2).sum().clamp_min(1e-300))
+    after = apply(pre) @ out_map.T
+    return float((apply(pre @ out_map.T) - after).pow(2).sum() / after.pow(2).sum().clamp_min(1e-300))
 
 
 def _feature_scores(a: torch.Tensor, b: torch.Tensor, basis_a: Basis, basis_b: Basis) -> dict[str, Any]:

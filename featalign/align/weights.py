@@ -1,26 +1,60 @@
-"""Weight matching by coordinate ascent (git re-basin, Ainsworth et al. 2023, algorithm 1), over any traced network.
+"""Matching by weights alone: incoming rows (OTFusion, wts) and joint coordinate ascent (git re-basin, algorithm 1).
 
-One space is solved at a time, all others held: the gain of giving unit i of the source the place j of the target is
-the inner product of everything that writes or reads the two. Spaces with an elementwise nonlinearity take the best
-assignment, linear and rotation spaces the polar factor (Procrustes on weights).
+In the ascent one space is solved at a time, all others held: the gain of giving unit i of the source the place j of
+the target is the inner product of everything that writes or reads the two. Spaces with an elementwise nonlinearity
+take the best assignment, linear and rotation spaces the polar factor (Procrustes on weights).
+Source: Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
 
+from featalign.align.linear import rotation
 from featalign.align.maps import Alignment, SpaceMap
-from featalign.errors import ArchitectureMismatch
+from featalign.errors import ArchitectureMismatch, SpaceMismatch
 from featalign.spaces.apply import Pieces, moved_tensor, pieces_of, unit_rows
 from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
 from featalign.transport import solve
-from featalign.transport.plan import Plan
 
 ROTATIONS = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
-_STATISTICS = ("running_mean", "running_var")
+_STATISTICS = ("running_mean", "running_var")  # describe the data, not the unit
+
+
+def incoming_rows(
+    module: nn.Module,
+    graph: SpaceGraph,
+    name: str,
+    settled: Mapping[str, SpaceMap] | None = None,
+    like: nn.Module | None = None,
+) -> torch.Tensor:
+    """Everything that writes each unit of a space, `[size, features]`, float64: weight rows and biases.
+
+    Args:
+        settled: maps of other spaces, applied first.
+        like: the network it is compared with; raises `SpaceMismatch` when its tensors have other dimensions.
+    """
+    state, space = module.state_dict(), graph[name]
+    pieces = pieces_of(graph, settled or {})
+    other = like.state_dict() if like is not None else {}
+    rows = []
+    for axis in space.writers:
+        if axis.parameter.endswith(_STATISTICS):
+            continue
+        tensor = state[axis.parameter]
+        if like is not None and other[axis.parameter].dim() != tensor.dim():
+            raise SpaceMismatch(
+                f"'{axis.parameter}' has shapes {tuple(tensor.shape)} and {tuple(other[axis.parameter].shape)}; "
+                "clients must share one architecture"
+            )
+        moved = moved_tensor(tensor, axis.parameter, pieces, skip=(axis.dim, name))
+        rows.append(unit_rows(moved, axis, space.size))
+    if not rows:
+        raise SpaceMismatch(f"no weight writes space '{name}'; match it by activations")
+    return torch.cat(rows, dim=1)
 
 
 def match_weights(
@@ -48,7 +82,7 @@ def match_weights(
     target_graph = target_graph or graph
     if [space.name for space in graph.hidden] != [space.name for space in target_graph.hidden]:
         raise ArchitectureMismatch("the two networks have different hidden spaces; match clients of one architecture")
-    matcher = _Matcher(source, target, graph, target_graph, rotate)
+    matcher = _Ascent(source, target, graph, target_graph, rotate)
     generator = torch.Generator().manual_seed(seed)
     for space in graph.hidden:
         matcher.update(space, settled_only=True)
@@ -57,17 +91,16 @@ def match_weights(
         order = torch.randperm(len(graph.hidden), generator=generator)
         changed = any([matcher.update(graph.hidden[k]) for k in order])
         done += 1
-    return Alignment(matcher.maps, matcher.plans, {"sweeps": done, "similarity": matcher.similarity()})
+    return Alignment(matcher.maps, diagnostics={"sweeps": done, "similarity": matcher.similarity()})
 
 
-class _Matcher:
+class _Ascent:
     """The state of the ascent: current maps, and the two networks' weights."""
 
     def __init__(self, source: nn.Module, target: nn.Module, graph: SpaceGraph, target_graph: SpaceGraph, rotate: bool):
         self.source, self.target = source.state_dict(), target.state_dict()
         self.graph, self.target_graph, self.rotate = graph, target_graph, rotate
         self.maps: dict[str, SpaceMap] = {}
-        self.plans: dict[str, Plan] = {}
         self.spaces_of: dict[str, set[str]] = {}
         for space in graph.hidden:
             for axis in (*space.writers, *space.readers, *space.scales):
@@ -102,11 +135,9 @@ class _Matcher:
         """Solve one space and say whether its map changed."""
         gain = self.gain(space, settled_only)
         if self.rotate and space.symmetry in ROTATIONS and len(gain) == gain.shape[1]:
-            u, _, vh = torch.linalg.svd(gain)
-            found = SpaceMap((u @ vh).float(), (u @ vh).T.float(), Symmetry.ORTHOGONAL)
+            found = rotation(gain)
         else:
-            self.plans[space.name] = solve((gain.max() - gain).T.contiguous(), method="exact")
-            found = SpaceMap.from_plan(self.plans[space.name])
+            found = SpaceMap.from_plan(solve((gain.max() - gain).T.contiguous(), method="exact"))
         before = self.maps.get(space.name)
         self.maps[space.name] = found
         return before is None or not torch.allclose(before.out, found.out, atol=1e-4)
@@ -118,9 +149,8 @@ class _Matcher:
         for name, tensor in self.source.items():
             if tensor.is_floating_point() and not name.endswith(_STATISTICS):
                 a, b = moved_tensor(tensor, name, pieces).double(), self.target[name].double()
-                inner, norm_a, norm_b = (
-                    inner + float((a * b).sum()),
-                    norm_a + float((a * a).sum()),
-                    norm_b + float((b * b).sum()),
-                )
+                finite = torch.isfinite(a) & torch.isfinite(b)  # masks hold -inf
+                inner += float((a * b)[finite].sum())
+                norm_a += float((a * a)[finite].sum())
+                norm_b += float((b * b)[finite].sum())
         return inner / max((norm_a * norm_b) ** 0.5, 1e-30)

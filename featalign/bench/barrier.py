@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from featalign.align.maps import SpaceMap
-    from featalign.clients.decoder import DecoderConfig
+    from featalign.clients import DecoderConfig
     from featalign.spaces.graph import Space, SpaceGraph
 
 WAYS = ("vanilla", "permutation", "orthogonal-activations", "orthogonal-weights", "feature-orthogonal", "soft")
@@ -68,8 +68,7 @@ def corpora(pair: str, held_out: float = 0.05) -> tuple[list[torch.Tensor], torc
     """
     import torch
 
-    from featalign.clients.decoder import encode
-    from featalign.data.text import shakespeare
+    from featalign.data.text import encode, shakespeare
 
     if pair not in PAIRS:
         raise BadOption(f"unknown pair '{pair}'; choices: {', '.join(PAIRS)}")
@@ -91,8 +90,8 @@ def client(config: DecoderConfig, tokens: torch.Tensor, steps: int, seed: int, p
     import hashlib
 
     from featalign import storage
-    from featalign.clients.decoder import train_decoder
-    from featalign.clients.models import build
+    from featalign.clients import build, train
+    from featalign.data.text import Stream
 
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     key = storage.fingerprint({"model": config.to_dict(), "tokens": digest, "steps": steps, "seed": seed, "version": 1})
@@ -101,7 +100,8 @@ def client(config: DecoderConfig, tokens: torch.Tensor, steps: int, seed: int, p
     if path.exists():
         module.load_state_dict(storage.load_tensors(path), strict=False)
     else:
-        train_decoder(module, tokens, steps, seed=seed, progress=progress)
+        recipe = config.recipe(len(tokens), steps=steps)
+        train(module, Stream(tokens, config.context), None, "next-token", recipe, seed, progress, "decoder")
         storage.save_tensors(path, {n: t for n, t in module.state_dict().items() if t.is_floating_point()})
     return module.eval()
 
@@ -125,7 +125,8 @@ def barrier(
     import torch
 
     from featalign.align.transformer import fold_norms
-    from featalign.clients.decoder import DecoderConfig, next_token_loss, windows
+    from featalign.clients import DecoderConfig, evaluate
+    from featalign.data.text import windows
     from featalign.spaces import SpaceGraph
 
     train, test, alphabet = corpora(pair)
@@ -138,13 +139,17 @@ def barrier(
     graph = SpaceGraph.trace(target, inputs[:2])
     shares = tuple(k / (points - 1) for k in range(points))
     curves = []
-    ends = [next_token_loss(module, held_out) for module in (target, source)]
+
+    def next_token_loss(module: nn.Module) -> float:
+        return evaluate(module, (held_out[:, :-1], held_out[:, 1:]), "next-token")["loss"]
+
+    ends = [next_token_loss(module) for module in (target, source)]
     for way in ways:
         state, explained = _aligned(way, source, target, graph, inputs)
-        losses = [next_token_loss(_between(target, state, share), held_out) for share in shares]
+        losses = [next_token_loss(_between(target, state, share)) for share in shares]
         excess = [loss - ((1 - s) * ends[0] + s * ends[1]) for loss, s in zip(losses, shares)]
         curves.append(Curve(way, shares, tuple(losses), max(excess), losses[len(losses) // 2], explained))
-    parents = (next_token_loss(trained[0], held_out), next_token_loss(trained[1], held_out))
+    parents = (next_token_loss(trained[0]), next_token_loss(trained[1]))
     found = {"steps": steps, "probe": probe, "seed": seed, **config.to_dict()}
     return BarrierResult(pair, parents, tuple(curves), _diagnosis(source, target, graph, inputs), found)
 

@@ -52,7 +52,7 @@ def step0(
     The clients are trained for two epochs: the test is about maps, not about accuracy.
     """
     from featalign.bench.vision import pictures
-    from featalign.clients import TrainConfig, accuracy, models, train_clients
+    from featalign.clients import TrainConfig, evaluate, models, train_clients
     from featalign.data import partition
     from featalign.spaces import SpaceGraph, moved, rebuilt
     from featalign.spaces.check import output_change, outputs_of
@@ -74,7 +74,8 @@ def step0(
     probe = dataset.train_inputs[:200]
     graph = SpaceGraph.trace(a.model, probe[:2])
     graph.check()
-    own = accuracy(a.model, dataset.test_inputs, dataset.test_labels)
+    held_out = (dataset.test_inputs, dataset.test_labels)
+    own = evaluate(a.model, held_out)["accuracy"]
     rows = []
     for method in METHODS:
         began = time.perf_counter()
@@ -82,7 +83,7 @@ def step0(
         seconds = time.perf_counter() - began
         carried = rebuilt(a.model, moved(a.model, graph, alignment.maps))
         error = output_change(outputs_of(a.model, probe), outputs_of(carried, probe))
-        after = accuracy(carried, dataset.test_inputs, dataset.test_labels)
+        after = evaluate(carried, held_out)["accuracy"]
         rows.append(Step0Row(model, method, own, after, error, seconds))
     return rows
 

@@ -54,7 +54,7 @@ def parents(
     clients = []
     for k in range(2):
         half = replace(halves, indices=halves.indices[k : k + 1], counts=halves.counts[k : k + 1])
-        clients += train_clients(dataset, half, config, kind.recipe(), 2 * seed + k, progress)
+        clients += train_clients(dataset, half, config, kind.recipe(len(half.indices[0])), 2 * seed + k, progress)
     return clients
 
 
@@ -146,8 +146,8 @@ def _pair(
 ) -> list[VisionRow]:
     """Rows of one pair."""
     from featalign import data
-    from featalign.clients import accuracy
-    from featalign.fuse import Ensemble, FusionProblem, fuse
+    from featalign.clients import Ensemble, evaluate
+    from featalign.fuse import FusionProblem, fuse
     from featalign.spaces import SpaceGraph
 
     clients = tuple(client.model for client in parents(model, dataset, seed=seed, progress=progress))
@@ -157,7 +157,7 @@ def _pair(
     problem = FusionProblem(clients, graphs, inputs, refit_inputs, (0.5, 0.5), 1, seed=seed)
 
     def row(name: str, module: Any, share: float = 0.5, seconds: float = 0.0) -> VisionRow:
-        score = accuracy(module, dataset.test_inputs, dataset.test_labels, 1000)
+        score = evaluate(module, (dataset.test_inputs, dataset.test_labels))["accuracy"]
         return VisionRow(model, seed, name, share, score, seconds)
 
     rows = [row(f"parent-{letter}", client) for letter, client in zip("AB", clients)]

@@ -1,34 +1,44 @@
-"""Training on tensors in memory: no loaders, no workers, the same numbers for the same seed."""
+"""One training loop over a `Task`: no workers, the same numbers for the same seed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
 
+from featalign.data.batch import Batch, unwrap
+from featalign.data.inputs import Inputs
+from featalign.data.task import Task, task_of
 from featalign.errors import BadOption, NotFinite
 
-if TYPE_CHECKING:
-    from featalign.data.datasets import Dataset
-
 VERSION = 1  # raise it when a change here changes trained weights: cached clients are keyed by it
+REPORT = 100  # steps per entry of the losses, where steps are counted instead of epochs
+CHOICES = {"optimizer": ("sgd", "adam"), "schedule": ("constant", "cosine", "one-cycle")}
+LATER = (
+    "steps",
+    "warmup",
+)  # came later: named in `to_dict` only where set, so that older caches stay valid
+Log = Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a client is trained with cross-entropy. The defaults are OTFusion's on MNIST (Singh and Jaggi 2020).
+    """How a network is trained. The defaults are OTFusion's on MNIST (Singh and Jaggi 2020).
 
     Attributes:
-        epochs, batch_size: the last batch of an epoch may be smaller.
+        epochs, batch_size: the last batch of an epoch may be smaller; no epochs leave the network untrained.
         lr: learning rate.
         momentum: of sgd.
         weight_decay: L2 for sgd, decoupled for adam.
         optimizer: sgd or adam (AdamW).
-        schedule: constant, or cosine to zero over all steps.
+        schedule: constant, cosine to zero over all steps, or one-cycle (linear warm-up, cosine decay; Smith 2018).
+        steps: batches to train on, in place of epochs; 0 leaves the network untrained, None counts epochs.
+        warmup: share of the steps in which one-cycle rises.
     """
 
     epochs: int = 10
@@ -38,84 +48,158 @@ class TrainConfig:
     weight_decay: float = 0.0
     optimizer: str = "sgd"
     schedule: str = "constant"
+    steps: int | None = None
+    warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1 or not self.lr > 0:
-            raise BadOption(f"epochs {self.epochs}, batch size {self.batch_size}, lr {self.lr}: out of range")
-        if self.optimizer not in ("sgd", "adam"):
-            raise BadOption(f"unknown optimizer '{self.optimizer}'; choices: sgd, adam")
-        if self.schedule not in ("constant", "cosine"):
-            raise BadOption(f"unknown schedule '{self.schedule}'; choices: constant, cosine")
-
-    @classmethod
-    def for_dataset(cls, dataset: Dataset, **options: Any) -> TrainConfig:
-        """The recipe that suits the data set: OTFusion's for the large ones, more and larger steps for digits."""
-        if len(dataset.train_labels) < 10_000:
-            options = {"epochs": 60, "batch_size": 32, "lr": 0.05, "momentum": 0.9, **options}
-        return cls(**options)
+        for name, low in (("epochs", 0), ("batch_size", 1), ("steps", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
+                raise BadOption(f"{name} = {value!r}; give a whole number of at least {low}")
+        for name in ("lr", "momentum", "weight_decay", "warmup"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                raise BadOption(f"{name} = {value!r}; give a finite number that is not negative")
+        if self.lr == 0 or not 0 < self.warmup < 1:
+            raise BadOption(f"lr = {self.lr}, warmup = {self.warmup}; give a positive lr and a share within (0, 1)")
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise BadOption(f"unknown {name} '{getattr(self, name)}'; choices: {', '.join(choices)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        found = {item.name: (getattr(self, item.name), item.default) for item in fields(self)}
+        return {name: value for name, (value, usual) in found.items() if name not in LATER or value != usual}
 
 
 def train(
     module: nn.Module,
-    inputs: torch.Tensor,
-    labels: torch.Tensor,
+    inputs: Any,
+    targets: Any = None,
+    task: Task | str | None = None,
     config: TrainConfig | None = None,
     seed: int = 0,
     progress: bool = True,
     name: str = "train",
+    device: torch.device | str | None = None,
+    log: Log | None = None,
 ) -> list[float]:
-    """Train a module in place and return the mean loss of each epoch.
+    """Train a module in place on the mean of a task's loss, and return the mean loss of each epoch.
 
     Args:
-        module: logits `[N, classes]` from `inputs [N, ...]`.
-        labels: `[N]` int64.
+        inputs: whatever `Inputs.of` reads; a loader's batches are what they are.
+        targets: of inputs that bring none; next-token prediction needs none.
+        task: what the module is for; None is read off its outputs and the targets.
         seed: of the order of samples (and of dropout).
         progress: show a bar over epochs, labelled `name`.
+        device: the module moves there and stays.
+        log: called after each epoch with `{"epoch", "step", "loss", "lr"}`.
 
-    Raises `NotFinite` when the weights end as NaN or infinity.
+    Where `config.steps` counts, an entry of the result stands for `REPORT` steps. Batches of which no target counts are
+    left out. Raises `NotFinite` at the first loss, or for final weights, that are NaN or infinite, and `TaskError`
+    where outputs and targets do not fit the task.
     """
-    from tqdm.auto import trange
+    from tqdm.auto import tqdm
 
     config = config or TrainConfig()
-    if len(inputs) == 0:
+    if targets is not None and hasattr(inputs, "__len__") and len(inputs) == 0:
         raise BadOption(f"'{name}' has no training samples")
-    steps = config.epochs * -(-len(inputs) // config.batch_size)
-    optimizer, schedule = _optimizer(module, config, max(steps, 1))
-    generator = torch.Generator().manual_seed(seed)
-    losses = []
-    module.train()
-    epochs = trange(config.epochs, desc=name, disable=not progress, leave=False)
-    with torch.random.fork_rng(devices=[]), _suitable_threads(module, inputs), epochs as bar:
+    source = Inputs.of(inputs, targets)
+    if device is not None:
+        module.to(device)
+    per_epoch = 1 if config.steps is not None else source.batches(config.batch_size)
+    steps = config.epochs * per_epoch if config.steps is None else config.steps
+    report = per_epoch if config.steps is None else min(REPORT, max(steps, 1))
+    losses: list[float] = []
+    with torch.random.fork_rng(devices=[]), _suitable_threads(module, source):
+        if steps:
+            task = _task(module, source, task)
         torch.manual_seed(seed)
-        for _ in bar:
-            total = 0.0
-            for chosen in torch.randperm(len(inputs), generator=generator).split(config.batch_size):
-                loss = nn.functional.cross_entropy(module(inputs[chosen]), labels[chosen])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                total += loss.item() * len(chosen)
-            losses.append(total / len(inputs))
-            bar.set_postfix(loss=f"{losses[-1]:.4f}")
+        optimizer, schedule = _optimizer(module, config, max(steps, 1))
+        module.train()
+        bar = tqdm(total=steps, desc=name, disable=not progress, leave=False)
+        total, elements = 0.0, 0
+        for step, batch in enumerate(_endless(source, config.batch_size, seed, steps), start=1):
+            loss, count = _step(module, batch, task, optimizer)
+            schedule.step()
+            if not math.isfinite(loss):
+                raise NotFinite(_diverged(name, loss, step, config, batch))
+            total, elements = total + loss * count, elements + count
+            bar.update()
+            if step % report == 0 or step == steps:
+                if elements:
+                    losses.append(total / elements)
+                    bar.set_postfix(loss=f"{losses[-1]:.4f}")
+                    if log is not None:
+                        rate = float(schedule.get_last_lr()[0])
+                        log({"epoch": len(losses), "step": step, "loss": losses[-1], "lr": rate})
+                total, elements = 0.0, 0
+        bar.close()
     module.eval()
     check_finite(module, name)
     return losses
 
 
+def _task(module: nn.Module, source: Inputs, task: Task | str | None) -> Task:
+    """The task, checked against the module's outputs on the first samples."""
+    example = source.example(2)
+    module.eval()
+    with torch.no_grad():
+        outputs = unwrap(example.run(module))
+    return task_of(task, outputs, example)
+
+
+def _step(module: nn.Module, batch: Batch, task: Any, optimizer: torch.optim.Optimizer) -> tuple[float, int]:
+    """Loss of a batch and the elements it is the mean of; nothing moves where none counts."""
+    try:
+        outputs = unwrap(batch.run(module))
+    except ValueError as error:
+        if batch.size == 1 and "more than 1 value per channel" in str(error):
+            return 0.0, 0  # a left-over sample alone has no batch statistics
+        raise
+    values = task.loss(outputs, task.targets(batch))
+    if values.numel() == 0:
+        return 0.0, 0
+    loss = values.mean()
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.item(), values.numel() if values.dim() else batch.size
+
+
+def _endless(source: Inputs, batch_size: int, seed: int, steps: int) -> Iterator[Batch]:
+    """So many batches, from as many passes as that takes."""
+    generator = torch.Generator().manual_seed(seed)
+    done = 0
+    while done < steps:
+        before = done
+        for batch in source.epoch(batch_size, generator):
+            yield batch
+            done += 1
+            if done == steps:
+                return
+        if done == before:
+            raise BadOption("the training inputs gave no batch; pass a loader that can be iterated again")
+
+
+def _diverged(name: str, loss: float, step: int, config: TrainConfig, batch: Batch) -> str:
+    largest = max((float(t.abs().max()) for t in batch.tensors if t.is_floating_point() and t.numel()), default=0.0)
+    return (
+        f"loss of '{name}' is {loss} at step {step} (lr {config.lr:g}, largest input {largest:.3g}); lower the "
+        "learning rate, scale the inputs, or leave the client out"
+    )
+
+
 @contextmanager
-def _suitable_threads(module: nn.Module, inputs: torch.Tensor) -> Iterator[None]:
+def _suitable_threads(module: nn.Module, source: Inputs) -> Iterator[None]:
     """One thread while a network of plain linear layers trains on float inputs, restored after.
 
     Its steps last a few milliseconds: more threads gain little on a quiet machine, cost a factor of twenty when
     another process holds a core, and make the weights depend on the number of cores.
     """
     threads = torch.get_num_threads()
-    if inputs.is_floating_point() and all(parameter.dim() <= 2 for parameter in module.parameters()):
+    floating = all(tensor.is_floating_point() for tensor in source.example(1).tensors)
+    if floating and all(parameter.dim() <= 2 for parameter in module.parameters()):
         torch.set_num_threads(1)
     try:
         yield
@@ -136,30 +220,16 @@ def _optimizer(
         )
     if config.schedule == "cosine":
         return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    if config.schedule == "one-cycle":
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, pct_start=config.warmup)
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 def check_finite(module: nn.Module, name: str) -> None:
-    """Raise `NotFinite` when a parameter or buffer of the module holds NaN or infinity."""
-    for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    """Raise `NotFinite` when a parameter of the module holds NaN or infinity; buffers (masks) may."""
+    for key, tensor in module.named_parameters():
+        if not torch.isfinite(tensor).all():
             raise NotFinite(
                 f"'{key}' {list(tensor.shape)} of client '{name}' holds NaN or infinity; "
                 "train it with a lower learning rate, or leave the client out"
             )
-
-
-def logits(module: nn.Module, inputs: torch.Tensor, batch_size: int = 4096) -> torch.Tensor:
-    """Outputs `[N, classes]` in eval mode, without gradients; the module's training flag is restored."""
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad():
-            return torch.cat([module(batch) for batch in inputs.split(batch_size)])
-    finally:
-        module.train(training)
-
-
-def accuracy(module: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, batch_size: int = 4096) -> float:
-    """Share of inputs `[N, ...]` whose largest logit is the label `[N]`, in [0, 1]."""
-    return (logits(module, inputs, batch_size).argmax(1) == labels).double().mean().item()

@@ -11,19 +11,38 @@
 `data.describe()` lists the data sets, `data.fetch(name, folder)` brings one into the cache. Inputs are float32,
 standardised pixels except for digits in [0, 1] (`dataset.pixels` undoes it); standard splits are kept. A new data set,
 scheme or recipe is one entry of `datasets`, `schemes`, `recipes`.
+
+`Inputs` reads whatever a user calls a probe; a `Task` says what a network is for (loss, metrics, ensemble, readout).
 """
 
+from featalign.data.batch import Batch, unwrap
 from featalign.data.datasets import Dataset, Entry, datasets, describe, load
 from featalign.data.fetch import fetch
-from featalign.data.partition import Partition, partition, schemes
-from featalign.data.probe import augment, check_probe, probe, recipes
+from featalign.data.inputs import Inputs
+from featalign.data.partition import Partition, check_scheme, client_names, partition, schemes
+from featalign.data.probe import augment, check_probe, check_recipe, probe, recipes
+from featalign.data.task import TASKS, Metric, Scores, Task, task_of
+from featalign.data.tasks import Classification, MultiLabel, NextToken, Regression
 
 __all__ = [
+    "TASKS",
+    "Batch",
+    "Classification",
     "Dataset",
     "Entry",
+    "Inputs",
+    "Metric",
+    "MultiLabel",
+    "NextToken",
     "Partition",
+    "Regression",
+    "Scores",
+    "Task",
     "augment",
     "check_probe",
+    "check_recipe",
+    "check_scheme",
+    "client_names",
     "datasets",
     "describe",
     "fetch",
@@ -32,4 +51,6 @@ __all__ = [
     "probe",
     "recipes",
     "schemes",
+    "task_of",
+    "unwrap",
 ]

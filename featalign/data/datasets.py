@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from featalign.data.fetch import arrays_of, cached_file
+from featalign.data.task import Task
+from featalign.data.tasks.classification import Classification
 from featalign.errors import BadOption
 from featalign.registry import Registry
 
@@ -29,10 +31,11 @@ class Dataset:
     Attributes:
         name: as it was loaded.
         train_inputs, test_inputs: `[N, ...]` float32, `(pixels - mean) / std`.
-        train_labels, test_labels: `[N]` int64.
+        train_labels, test_labels: `[N]` int64, or whatever targets the task has.
         class_names: of the labels 0, 1, ...
         mean, std: of the pixels in [0, 1], one number or one per channel (the customary constants). MNIST's are
             OTFusion's: its networks have no biases, so inputs that were only scaled train to other parents.
+        task: what networks are trained for on it; classification.
     """
 
     name: str
@@ -43,8 +46,10 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    task: Task = field(default_factory=Classification)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "task", self.task.named(self.class_names))
         for split in ("train", "test"):
             inputs, labels = getattr(self, f"{split}_inputs"), getattr(self, f"{split}_labels")
             if len(inputs) != len(labels):

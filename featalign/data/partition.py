@@ -1,18 +1,22 @@
 """Partitions: which training sample belongs to which client, by named scheme.
 
-Every scheme deals each index at most once, from a seed, for any number of clients.
+Every scheme deals each index at most once, from a seed, for any number of clients. A scheme is a function of `labels`
+(or of `samples`, their number, where it does not look at them), `clients` and `rng`; the rest of its signature are its
+options.
 """
 
 from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featalign.data.options import checked
 from featalign.errors import BadOption
 from featalign.registry import Registry
 
@@ -21,6 +25,22 @@ if TYPE_CHECKING:
 
 Scheme = Callable[..., list[np.ndarray]]
 schemes: Registry[Scheme] = Registry("partition scheme")
+GIVEN = ("labels", "samples", "clients", "rng")  # parameters of a scheme that are no options
+log = logging.getLogger(__name__)
+
+
+def client_names(count: int) -> tuple[str, ...]:
+    """'A', 'B', ..., 'Z', 'AA', 'AB', ..."""
+
+    def name(k: int) -> str:
+        return (name(k // 26 - 1) if k >= 26 else "") + chr(ord("A") + k % 26)
+
+    return tuple(map(name, range(count)))
+
+
+def check_scheme(scheme: str, **options: Any) -> None:
+    """Raise `UnknownName` for an unknown partition scheme and `BadOption` for options that it does not take."""
+    checked(schemes, scheme, options, GIVEN)
 
 
 @dataclass(frozen=True)
@@ -46,8 +66,12 @@ class Partition:
 
     @property
     def client_names(self) -> tuple[str, ...]:
-        """'A', 'B', ..., 'Z', 'client27', ..."""
-        return tuple(chr(ord("A") + k) if k < 26 else f"client{k + 1}" for k in range(len(self)))
+        """'A', 'B', ..., 'Z', 'AA', ..."""
+        return client_names(len(self))
+
+    def too_small(self, samples: int = 1) -> tuple[str, ...]:
+        """Names of the clients with fewer than `samples` samples."""
+        return tuple(name for name, part in zip(self.client_names, self.indices) if len(part) < samples)
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -94,7 +118,8 @@ def partition(
     """Deal the samples of a training set to clients.
 
     Args:
-        labels: `[N]` integer labels, 0 to classes - 1.
+        labels: `[N]` integer labels, 0 to classes - 1; for iid and quantity also real targets `[N, ...]`, of which one
+            column of `counts` tells the sizes.
         scheme: a name of `schemes`: special-label, iid, dirichlet, client-dirichlet, shards, quantity.
         clients: how many.
         seed: of the random draw.
@@ -102,40 +127,45 @@ def partition(
         options: of the scheme: `special`, `share` (special-label); `alpha` (dirichlet, client-dirichlet, quantity);
             `shards` (shards).
 
+    A client may come out empty where a draw is very uneven (Dirichlet with a small `alpha`); `too_small` names it.
     Raises `BadOption` for no clients, more clients than samples, a label out of range or an unknown option, and
     `UnknownName` for an unknown scheme.
     """
     labels = np.asarray(labels)
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise BadOption(f"labels must be integers of shape [samples], not {labels.dtype} {labels.shape}")
+    deal = checked(schemes, scheme, options, GIVEN)
+    wants = inspect.signature(deal).parameters
+    named = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
+    if not named and "labels" in wants:
+        raise BadOption(
+            f"scheme '{scheme}' wants integer labels of shape [samples], not {labels.dtype} {labels.shape}; "
+            "use scheme 'iid'"
+        )
     if clients < 1:
         raise BadOption(f"{clients} clients; a partition needs at least 1 client")
     if clients > len(labels):
         raise BadOption(f"{clients} clients but only {len(labels)} samples; each client needs at least one")
-    deal = schemes[scheme]
-    known = set(inspect.signature(deal).parameters) - {"labels", "clients", "rng"}
-    if unknown := sorted(set(options) - known):
-        takes = ", ".join(sorted(known)) or "none"
-        raise BadOption(f"partition scheme '{scheme}' has no option '{unknown[0]}'; its options: {takes}")
-    indices = tuple(
-        np.sort(part).astype(np.int64) for part in deal(labels, clients, np.random.default_rng(seed), **options)
-    )
-    if empty := [k for k, part in enumerate(indices) if len(part) == 0]:
-        raise BadOption(f"scheme '{scheme}' left client {empty[0]} without samples; use fewer clients")
-    classes = max(len(class_names), int(labels.max()) + 1)
-    counts = np.stack([np.bincount(labels[part], minlength=classes) for part in indices])
+    first = labels if "labels" in wants else len(labels)
+    parts = deal(first, clients, np.random.default_rng(seed), **options)
+    indices = tuple(np.sort(part).astype(np.int64) for part in parts)
+    if named:
+        classes = max(len(class_names), int(labels.max()) + 1)
+        counts = np.stack([np.bincount(labels[part], minlength=classes) for part in indices])
+    else:
+        class_names, counts = (), np.array([[len(part)] for part in indices])
+    empty = [name for name, part in zip(client_names(clients), indices) if len(part) == 0]
+    if empty:
+        log.warning("scheme '%s' left %d clients without samples: %s", scheme, len(empty), ", ".join(empty[:9]))
     return Partition(indices, counts, scheme, seed, options, tuple(class_names))
 
 
 def _at_least_one_each(draw: Callable[[], list[np.ndarray]], alpha: float, attempts: int = 200) -> list[np.ndarray]:
-    """Repeat a Dirichlet draw until no client is left empty."""
+    """Repeat a Dirichlet draw until no client is left empty; after `attempts`, take the last one as it is."""
     if not alpha > 0:
         raise BadOption(f"alpha = {alpha}; the Dirichlet concentration must be positive")
-    for _ in range(attempts):
+    parts = draw()
+    while not all(len(part) for part in parts) and (attempts := attempts - 1):
         parts = draw()
-        if all(len(part) for part in parts):
-            return parts
-    raise BadOption(f"no Dirichlet draw with alpha = {alpha} gave every client a sample; raise alpha or lower clients")
+    return parts
 
 
 @schemes.register("special-label")
@@ -160,9 +190,9 @@ def special_label(
 
 
 @schemes.register("iid")
-def iid(labels: np.ndarray, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+def iid(samples: int, clients: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Equal parts of a random permutation."""
-    return np.array_split(rng.permutation(len(labels)), clients)
+    return np.array_split(rng.permutation(samples), clients)
 
 
 @schemes.register("dirichlet")
@@ -229,11 +259,11 @@ def shards(labels: np.ndarray, clients: int, rng: np.random.Generator, shards: i
 
 
 @schemes.register("quantity")
-def quantity(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha: float = 0.5) -> list[np.ndarray]:
+def quantity(samples: int, clients: int, rng: np.random.Generator, alpha: float = 0.5) -> list[np.ndarray]:
     """Quantity skew: the same law of labels everywhere, sizes in Dirichlet(alpha) proportions (Li et al. 2022)."""
 
     def draw() -> list[np.ndarray]:
-        cuts = np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * len(labels)
-        return np.split(rng.permutation(len(labels)), cuts.astype(int))
+        cuts = np.cumsum(rng.dirichlet(np.full(clients, alpha)))[:-1] * samples
+        return np.split(rng.permutation(samples), cuts.astype(int))
 
     return _at_least_one_each(draw, alpha)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from math import isqrt
 from typing import Any
@@ -10,11 +9,18 @@ from typing import Any
 import torch
 
 from featalign.data.datasets import Dataset
+from featalign.data.options import checked
 from featalign.errors import BadOption, ProbeError
 from featalign.registry import Registry
 
 Recipe = Callable[..., torch.Tensor]
 recipes: Registry[Recipe] = Registry("probe augmentation")
+GIVEN = ("inputs", "size", "generator")  # parameters of a recipe that are no options
+
+
+def check_recipe(recipe: str, **options: Any) -> None:
+    """Raise `UnknownName` for an unknown augmentation and `BadOption` for options that it does not take."""
+    checked(recipes, recipe, options, GIVEN)
 
 
 def probe(dataset: Dataset, size: int, seed: int = 0) -> torch.Tensor:
@@ -61,12 +67,7 @@ def augment(inputs: torch.Tensor, size: int, seed: int = 0, recipe: str = "shift
         raise ProbeError("the probe set is empty; there is nothing to augment")
     if size < 1:
         raise BadOption(f"augmentation to {size} inputs; give at least 1")
-    make = recipes[recipe]
-    known = set(inspect.signature(make).parameters) - {"inputs", "size", "generator"}
-    if unknown := sorted(set(options) - known):
-        raise BadOption(
-            f"recipe '{recipe}' has no option '{unknown[0]}'; its options: {', '.join(sorted(known)) or 'none'}"
-        )
+    make = checked(recipes, recipe, options, GIVEN)
     return make(inputs, size, torch.Generator().manual_seed(seed), **options)
 
 

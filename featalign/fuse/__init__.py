@@ -1,27 +1,27 @@
 """The one fusion rule, the closed-form refit, and the registry of named methods.
 
->>> problem = fa.fuse.FusionProblem(clients, graphs, probe, refit_inputs, mixing=(0.5, 0.5), reference=1)
->>> result = fa.fuse.fuse(problem, "ot-acts", with_refit=True)
+>>> problem = fa.fuse.FusionProblem(fa.clients.Cohort.of(models, probe=x, evaluate=(x_test, y_test)))
+>>> result = fa.fuse.solve(problem, "ot-acts", refit=True)
 >>> result.module                      # the fused network
 >>> fa.fuse.METHODS.names()            # a new method is one decorated function in one file
 """
 
-from featalign.fuse import rebasin  # noqa: F401 - registers its method
-from featalign.fuse.methods import METHODS, Proposal, fusion_method
-from featalign.fuse.problem import FusionProblem, predictions
-from featalign.fuse.result import Ensemble, FusionResult, fuse, ledger
-from featalign.fuse.zip import zip_features, zip_neurons
+from featalign.fuse.engine import propose, solve
+from featalign.fuse.ledger import ledger
+from featalign.fuse.methods import METHODS, Method, Proposal, available, fusion_method
+from featalign.fuse.problem import FusionProblem, mixing_weights
+from featalign.fuse.result import FusionResult
 
 __all__ = [
     "METHODS",
-    "Ensemble",
     "FusionProblem",
     "FusionResult",
+    "Method",
     "Proposal",
-    "fuse",
+    "available",
     "fusion_method",
     "ledger",
-    "predictions",
-    "zip_features",
-    "zip_neurons",
+    "mixing_weights",
+    "propose",
+    "solve",
 ]

@@ -1,12 +1,13 @@
 """Statistic repair of a fused network: averaging units that agree only in part shrinks their variance, layer by layer.
 
-Networks with batch normalisation get its running statistics estimated again; every other affine layer is rescaled so
-that each unit has the mean and standard deviation interpolated from the parents (REPAIR, Jordan et al. 2023).
+Affine layers are rescaled so that each unit has the mean and standard deviation interpolated from the parents (REPAIR,
+Jordan et al. 2023). Batch normalisations have their running statistics corrected by the same comparison: what the fused
+network shows on the probe against what the parents show there. A network fused with itself is left as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,15 @@ from torch import nn
 from featalign.align.maps import Alignment
 from featalign.errors import ProbeError
 from featalign.fuse.problem import FusionProblem
+from featalign.fuse.walk import Walk, running_order
 from featalign.spaces import affine
 from featalign.spaces.apply import gains
-from featalign.spaces.capture import Inputs, batches, evaluating, stream, units_last
+from featalign.spaces.capture import stream, units_last
 from featalign.spaces.graph import Layer, Site
 from featalign.spaces.moments import Moments
 
 DEEP = 10  # affine layers from which repair is on unless the user says otherwise
+SMALL = 1e-8  # standard deviation of a unit that is constant
 
 
 @dataclass(frozen=True)
@@ -50,125 +53,130 @@ def is_deep(problem: FusionProblem) -> bool:
     return len(problem.graph.layers) >= DEEP
 
 
-def batch_norms(module: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    """Batch normalisations that keep running statistics."""
-    kind = nn.modules.batchnorm._BatchNorm
-    return [part for part in module.modules() if isinstance(part, kind) and part.track_running_stats]
+class Statistics:
+    """The parents' means and standard deviations in the reference basis, interpolated by the mixing weights.
 
-
-def re_estimate(module: nn.Module, inputs: Inputs, batch_size: int = 500) -> int:
-    """Estimate the running statistics of every batch normalisation again, in place; returns how many there are.
-
-    Statistics are means over batches of those of each batch, which is what training would converge to.
+    Attributes:
+        norms: batch normalisations that keep running statistics, with the space that each sees.
     """
-    norms = batch_norms(module)
-    if not norms:
-        return 0
-    momenta = [norm.momentum for norm in norms]
-    with evaluating(module):
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # cumulative average
-            norm.train()
-        for batch in batches(inputs, batch_size):
-            module(batch)
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
-    return len(norms)
+
+    def __init__(self, problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignment]):
+        self.problem, self.alignments = problem, alignments
+        kind = nn.modules.batchnorm._BatchNorm
+        owner = {axis.parameter: space.name for space in problem.graph.spaces for axis in space.writers}
+        self.norms = {
+            name: owner.get(f"{name}.running_mean", "")
+            for name, part in fused.named_modules()
+            if isinstance(part, kind) and part.track_running_stats and part.running_mean is not None
+        }
+        self._found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation `[m]`, float64, of what a batch normalisation reads."""
+        if not self._found and self.norms:
+            places = {norm: (Site(norm, "in"), space) for norm, space in self.norms.items()}
+            self._found = interpolated(self.problem, self.alignments, places, self.problem.cohort.refit_inputs)
+        return self._found[name]
+
+
+def interpolated(
+    problem: FusionProblem, alignments: Sequence[Alignment], places: dict[str, tuple[Site, str]], inputs: Any
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Mean and standard deviation of the parents at each place `(site, space)`, moved and mixed.
+
+    Rows of an out-map that are empty take no part: a unit that comes from one client has that client's statistics.
+    """
+    total: dict[str, list[Any]] = {name: [0.0, 0.0, 0.0] for name in places}
+    for weight, client, alignment in zip(problem.mixing, problem.clients, alignments):
+        if weight == 0:
+            continue
+        moments = {name: Moments() for name in places}
+        for _, held in stream(client, inputs.batched(256), [site for site, _ in places.values()]):
+            for name, (site, _) in places.items():
+                if site in held:
+                    moments[name].update(held[site])
+        for name, (_, space) in places.items():
+            mean, deviation = moments[name].mean, moments[name].variance.sqrt()
+            share = torch.ones_like(mean)
+            if space in alignment.maps:
+                out = alignment.maps[space].out.double()
+                mean, deviation = out @ mean, gains(out) @ deviation
+                share = (out.abs().sum(1) > 0).double()
+            entry = total[name]
+            total[name] = [entry[0] + weight * mean, entry[1] + weight * deviation, entry[2] + weight * share]
+    return {name: (mean, deviation / share.clamp_min(1e-12)) for name, (mean, deviation, share) in total.items()}
+
+
+def correct_norm(
+    norm: nn.Module, inputs: Iterable[torch.Tensor], mean: torch.Tensor, deviation: torch.Tensor
+) -> None:
+    """Correct running statistics in place by what `inputs` show against what the parents show on the same probe.
+
+    `running_mean += found - mean`, `running_var *= (found / deviation)^2`: the probe's own peculiarities cancel.
+    """
+    part: Any = norm
+    moments = Moments()
+    for value in inputs:
+        moments.update(units_last(value, True))
+    spread = moments.variance.sqrt()
+    ratio = torch.where(deviation > SMALL, spread / deviation.clamp_min(SMALL), torch.ones_like(spread))
+    part.running_mean.add_((moments.mean - mean).to(part.running_mean))
+    part.running_var.mul_(ratio.pow(2).to(part.running_var))
 
 
 def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignment]) -> list[LayerRepair]:
     """Repair the statistics of `fused` in place on the problem's probe, from the parents' moved by their alignments.
 
-    Layers are corrected in one pass from input to output, each on what the corrected layers below it deliver. Layers
-    that write the output, or a space they do not fill, are left alone. With batch normalisation the affine layers are
-    left alone and the running statistics estimated again. Raises `ProbeError` for a probe of fewer than two samples.
+    Layers are corrected from input to output, each on what the corrected layers below it deliver. Layers that write
+    the output, or a space they do not fill, or that run more than once, are left alone; with batch normalisation all
+    affine layers are, and its running statistics are corrected. Raises `ProbeError` for fewer than two samples.
     """
-    if len(problem.probe) < 2:
-        raise ProbeError(f"a probe of {len(problem.probe)} samples has no variance; give at least two")
-    if batch_norms(fused):
-        re_estimate(fused, problem.probe)
-        return []
-    layers = repairable(problem, fused)
-    targets = _targets(problem, layers, alignments)
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-    handles = [
-        fused.get_submodule(layer.module).register_forward_hook(
-            _normalised(*targets[layer.module], layer.module, found)
-        )
-        for layer in layers
-    ]
-    try:
-        with evaluating(fused):
-            fused(problem.probe)
-    finally:
-        for handle in handles:
-            handle.remove()
+    probe = problem.cohort.probe
+    if len(probe) < 2:
+        raise ProbeError(f"a probe of {len(probe)} samples has no variance; give at least two")
+    statistics = Statistics(problem, fused, alignments)
+    if statistics.norms:
+        places = {name: (Site(name, "in"), space) for name, space in statistics.norms.items()}
+    else:
+        places = {layer.module: (Site(layer.module), layer.writes) for layer in repairable(problem, fused)}
+    targets = interpolated(problem, alignments, places, probe) if places else {}
+    order = running_order(fused, problem.cohort.example, places)
     report = []
-    for layer in layers:
-        mean, deviation = targets[layer.module]
-        report.append(_describe(layer.module, found[layer.module], mean, deviation))
-        _rescale(fused.get_submodule(layer.module), found[layer.module], mean, deviation)
+    with Walk(fused, probe.batched(256), [fused.get_submodule(name) for name in order]) as walk:
+        for name in order:
+            part = fused.get_submodule(name)
+            mean, deviation = targets[name]
+            if statistics.norms:
+                correct_norm(part, walk.at(part), mean, deviation)
+                continue
+            moments, convolution = Moments(), isinstance(part, nn.modules.conv._ConvNd)
+            with torch.no_grad():
+                for value in walk.at(part):
+                    moments.update(units_last(part.forward(value), convolution))
+            found = (moments.mean, moments.variance.sqrt())
+            report.append(_describe(name, found, mean, deviation))
+            _rescale(part, found, mean, deviation)
     return report
 
 
 def repairable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
-    """Affine layers with a bias that write all of a hidden space."""
+    """Affine layers with a bias that run once and write all of a hidden space."""
     graph, result = problem.graph, []
     for layer in problem.graph.layers:
         module: Any = fused.get_submodule(layer.module)
         whole = affine.is_affine(module) and len(affine.matrix(module)) == graph[layer.writes].size
-        if whole and not graph[layer.writes].pinned and module.bias is not None:
+        if whole and layer.calls == 1 and not graph[layer.writes].pinned and module.bias is not None:
             result.append(layer)
     return result
-
-
-def _targets(
-    problem: FusionProblem, layers: Sequence[Layer], alignments: Sequence[Alignment]
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """Interpolated mean and standard deviation `[m]` of every layer's outputs in the reference basis, float64."""
-    total: dict[str, tuple[Any, Any]] = {layer.module: (0, 0) for layer in layers}
-    sites = [Site(layer.module) for layer in layers]
-    for weight, client, alignment in zip(problem.mixing, problem.clients, alignments):
-        if weight == 0:
-            continue
-        moments = {site: Moments() for site in sites}
-        for _, held in stream(client, problem.probe, sites, batch_size=256):
-            for site, activations in held.items():
-                moments[site].update(activations)
-        for layer, site in zip(layers, sites):
-            mean, deviation = moments[site].mean, moments[site].variance.sqrt()
-            if layer.writes in alignment.maps:
-                space_map = alignment.maps[layer.writes]
-                mean = space_map.out.double() @ mean
-                deviation = gains(space_map.out.double()) @ deviation
-            before = total[layer.module]
-            total[layer.module] = (before[0] + weight * mean, before[1] + weight * deviation)
-    return total
-
-
-def _normalised(
-    mean: torch.Tensor, deviation: torch.Tensor, name: str, found: dict[str, tuple[torch.Tensor, torch.Tensor]]
-) -> Any:
-    """Hook that notes a layer's statistics and passes on outputs that have the wanted ones."""
-
-    def hook(module: nn.Module, _args: Any, out: torch.Tensor) -> torch.Tensor:
-        convolution = isinstance(module, nn.modules.conv._ConvNd)
-        moments = Moments().update(units_last(out, convolution))
-        found[name] = (moments.mean, moments.variance.sqrt())
-        scale = deviation / found[name][1].clamp_min(1e-8)
-        shape = (1, -1, *[1] * (out.dim() - 2)) if convolution else (-1,)
-        return (out - found[name][0].view(shape).to(out)) * scale.view(shape).to(out) + mean.view(shape).to(out)
-
-    return hook
 
 
 def _rescale(
     module: nn.Module, found: tuple[torch.Tensor, torch.Tensor], mean: torch.Tensor, deviation: torch.Tensor
 ) -> None:
-    """Fold the correction into weight and bias: `w s`, `(b - mean_found) s + mean`."""
+    """Fold the correction into weight and bias: `w s`, `(b - mean_found) s + mean`; constant units are only shifted."""
     layer: Any = module
-    scale = deviation / found[1].clamp_min(1e-8)
+    alive = (found[1] > SMALL) & (deviation > SMALL)
+    scale = torch.where(alive, deviation / found[1].clamp_min(SMALL), torch.ones_like(deviation))
     weight = affine.matrix(layer).double() * scale[:, None]
     bias = (layer.bias.detach().double() - found[0]) * scale + mean
     affine.write(layer, weight.to(layer.weight.dtype), bias.to(layer.bias.dtype))
@@ -177,7 +185,7 @@ def _rescale(
 def _describe(
     name: str, found: tuple[torch.Tensor, torch.Tensor], mean: torch.Tensor, deviation: torch.Tensor
 ) -> LayerRepair:
-    alive = deviation > 1e-8
+    alive = deviation > SMALL
     if not alive.any():
         return LayerRepair(name, float("nan"), float("nan"))
     spread = (found[1][alive] / deviation[alive]).median()

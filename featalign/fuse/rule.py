@@ -10,28 +10,35 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from featalign.align.heads import aligned_state
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.fuse.problem import FusionProblem
-from featalign.spaces.apply import moved, rebuilt
+from featalign.spaces.apply import rebuilt
 
 
 def apply_rule(problem: FusionProblem, alignments: Sequence[Alignment]) -> nn.Module:
     """Move every client by its maps and average with the mixing weights; the widths are those of the out-maps.
 
-    Clients of mixing weight zero take no part. Integer buffers (batch counters) are the reference's.
+    Clients of mixing weight zero take no part. Integer buffers (batch counters) and entries that are not finite (masks)
+    are the reference's.
     """
     total: dict[str, torch.Tensor] = {}
     kinds = problem.clients[problem.reference].state_dict()
     for weight, client, graph, alignment in zip(problem.mixing, problem.clients, problem.graphs, alignments):
         if weight == 0:
             continue
-        for name, tensor in moved(client, graph, alignment.maps).items():
+        for name, tensor in aligned_state(client, graph, alignment).items():
             if tensor.is_floating_point():
                 total[name] = total.get(name, 0) + weight * tensor.double()
-    state = {name: total[name].to(kind.dtype) if name in total else kind for name, kind in kinds.items()}
+    state = {}
+    for name, kind in kinds.items():
+        found = total.get(name, kind)
+        if found.shape == kind.shape and kind.is_floating_point() and not bool(torch.isfinite(kind).all()):
+            found = torch.where(torch.isfinite(kind), found, kind.double())
+        state[name] = found.to(kind.dtype)
     return rebuilt(problem.clients[problem.reference], state)
 
 
 def identity_alignment(problem: FusionProblem) -> Alignment:
     """The alignment of a client that stays where it is."""
-    return Alignment({space.name: SpaceMap.identity(space.size) for space in problem.graph.hidden})
+    return Alignment({space.name: SpaceMap.identity(space.size, space.symmetry) for space in problem.graph.hidden})

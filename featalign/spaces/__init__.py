@@ -1,20 +1,30 @@
 """Which tensor axes share a basis, how activations are read there, and how maps are applied to weights."""
 
 from featalign.spaces.apply import moved, rebuilt
+from featalign.spaces.canonical import Canonical, canonical
 from featalign.spaces.capture import collect, stream
-from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry
+from featalign.spaces.check import check
+from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry, weakest
 from featalign.spaces.moments import CrossMoments
+from featalign.spaces.nonlinear import apply_nonlinearity
+from featalign.spaces.tracing import trace
 
 __all__ = [
     "Axis",
+    "Canonical",
     "CrossMoments",
     "Layer",
     "Site",
     "Space",
     "SpaceGraph",
     "Symmetry",
+    "apply_nonlinearity",
+    "canonical",
+    "check",
     "collect",
     "moved",
     "rebuilt",
     "stream",
+    "trace",
+    "weakest",
 ]

@@ -1,34 +1,24 @@
-"""Read activations of any module, batch by batch, without gradients and in eval mode."""
+"""Run networks without gradients and read activations at their sites, batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import difflib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from featalign.errors import NotFinite, ProbeError, SpaceMismatch
+from featalign.data.batch import Batch, unwrap
+from featalign.data.inputs import BATCH, Inputs
+from featalign.errors import NotFinite, SpaceMismatch
 from featalign.spaces.graph import Site
+from featalign.spaces.structures import outputs_in, tensors_in
 
-Inputs = torch.Tensor | Iterable[Any]
 BATCH_BYTES = 64_000_000  # activations of one client held at a time; patches of convolutions take some ten times more
-
-
-def batches(inputs: Inputs, batch_size: int = 2048) -> Iterator[torch.Tensor]:
-    """Batches of a tensor `[samples, ...]` or of a loader whose items are tensors or tuples that start with one."""
-    empty = True
-    if isinstance(inputs, torch.Tensor):
-        for chunk in inputs.split(batch_size):
-            empty = empty and len(chunk) == 0
-            yield chunk
-    else:
-        for item in inputs:
-            empty = False
-            yield item[0] if isinstance(item, (tuple, list)) else item
-    if empty:
-        raise ProbeError("the probe set is empty; pass a tensor [samples, ...] or a loader with at least one batch")
+Held = dict[Site, torch.Tensor]
 
 
 @contextmanager
@@ -42,6 +32,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for name, part in module.named_modules():
             part.training = training[name]
+
+
+def outputs_of(module: nn.Module, example: Any) -> list[torch.Tensor]:
+    """Every tensor that `module` returns on an example (tensor, tuple of arguments or mapping)."""
+    with evaluating(module):
+        if isinstance(example, Mapping):
+            return outputs_in(module(**example))
+        return outputs_in(module(*example) if isinstance(example, tuple) else module(example))
 
 
 def units_last(activations: torch.Tensor, channels_first: bool) -> torch.Tensor:
@@ -61,70 +59,100 @@ def units_of(activations: torch.Tensor, site: Site) -> torch.Tensor:
     return part.reshape(-1, site.tile, site.size, site.repeat).movedim(2, -1).reshape(-1, site.size)
 
 
-def first_tensor(value: Any) -> torch.Tensor:
-    """The tensor itself, or the first one of a tuple, list or mapping (model outputs with named fields)."""
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    return first_tensor(value[0]) if isinstance(value, (tuple, list)) else value
+def kept(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """`tensor [samples, tokens, ...]` without the padded tokens of `mask [samples, tokens]`, `[tokens kept, 1, ...]`.
+
+    Tensors of another leading shape are returned as they are.
+    """
+    if mask is None or tensor.dim() < 3 or tensor.shape[:2] != mask.shape:
+        return tensor
+    return tensor[mask.to(tensor.device)].unsqueeze(1)
 
 
 def stream(
-    module: nn.Module, inputs: Inputs, sites: Sequence[Site], batch_size: int = 2048
-) -> Iterator[tuple[torch.Tensor, dict[Site, torch.Tensor]]]:
-    """Yield `(outputs, {site: activations [samples, units]})` for each batch.
+    module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: int = BATCH
+) -> Iterator[tuple[torch.Tensor, Held]]:
+    """Yield `(outputs, {site: activations [samples, units]})` for each batch of `inputs` (see `data.Inputs`).
 
-    Convolutional activations give one row per sample and position, token sequences one row per token.
-    Raises `SpaceMismatch` for an unknown submodule and `NotFinite` when a site holds NaN or infinity.
+    Convolutional activations give one row per sample and position, token sequences one row per token that the batch's
+    `attention_mask` keeps (outputs stay whole: `kept` drops the same rows). A module that runs several times gives the
+    rows of all its calls, one call after another. Activations are float32, or float64 where the network is.
+    Raises `SpaceMismatch` for an unknown submodule, and one that never runs or that shows no tensor there;
+    `NotFinite` when a site holds NaN or infinity.
     """
-    modules = dict(module.named_modules())
-    for site in sites:
-        if site.module not in modules:
-            raise SpaceMismatch(f"no submodule '{site.module}' to read activations from")
-    held: dict[Site, torch.Tensor] = {}
+    with _hooks(module, sites) as calls:
+        for batch in Inputs.of(inputs).batched(batch_size):
+            calls.clear()
+            with evaluating(module):  # around the call alone: a suspended generator must not keep gradients off
+                outputs = unwrap(batch.run(module))
+            held = {site: _rows(module, site, calls[site], batch) for site in sites}
+            yield outputs, held
 
-    def keep(site: Site, convolution: bool, value: Any) -> None:
-        tensor = first_tensor(value).detach().clone()  # a nonlinearity in place would overwrite what is held
-        held[site] = units_last(tensor, convolution) if site.dim is None else units_of(tensor, site)
+
+@contextmanager
+def _hooks(module: nn.Module, sites: Sequence[Site]) -> Iterator[dict[Site, list[torch.Tensor]]]:
+    """What passes the sites, call by call; hooks are removed whatever happens."""
+    modules = dict(module.named_modules())
+    calls: dict[Site, list[torch.Tensor]] = defaultdict(list)
+
+    def keep(site: Site, value: Any) -> None:
+        calls[site] += [tensor.detach().clone() for tensor in tensors_in(value)[:1]]  # relu_ would overwrite it
 
     handles = []
-    for site in sites:
-        part = modules[site.module]
-        conv = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
-        if site.side == "in":
-            hook: Any = lambda _m, args, s=site, c=conv: keep(s, c, args[0])  # noqa: E731
-            handles.append(part.register_forward_pre_hook(hook))
-        else:
-            hook = lambda _m, _args, out, s=site, c=conv: keep(s, c, out)  # noqa: E731
-            handles.append(part.register_forward_hook(hook))
     try:
-        for batch in batches(inputs, batch_size):
-            held.clear()
-            with evaluating(module):  # around the call alone: a suspended generator must not keep gradients off
-                outputs = first_tensor(module(batch))
-            for site, activations in held.items():
-                if not torch.isfinite(activations).all():
-                    raise NotFinite(f"activations at '{site}' hold NaN or infinity; check the client's weights")
-            yield outputs, dict(held)
+        for site in dict.fromkeys(sites):
+            part = require_module(modules, site.module)
+            if site.side == "in":
+                handles.append(part.register_forward_pre_hook(lambda _m, args, s=site: keep(s, args)))
+            else:
+                handles.append(part.register_forward_hook(lambda _m, _args, out, s=site: keep(s, out)))
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
 
 
-def fitting_batch(module: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> int:
+def require_module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
+    """The submodule of that name; raises `SpaceMismatch` with the nearest names."""
+    if name not in modules:
+        near = difflib.get_close_matches(name, modules, 3, 0.3) or [known for known in modules if known][:5]
+        raise SpaceMismatch(f"no submodule '{name}' to read activations from; near it: {', '.join(near) or 'none'}")
+    return modules[name]
+
+
+def _rows(module: nn.Module, site: Site, calls: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
+    """`[samples, units]` of all calls, float32 or float64."""
+    if not calls:
+        raise SpaceMismatch(f"nothing is seen at '{site}': it does not run by itself, or passes no plain tensor there")
+    part = module.get_submodule(site.module)
+    channels = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
+    parts = []
+    for tensor in calls:
+        if site.dim is None or site.dim > 1:
+            tensor = kept(tensor, batch.mask)
+        parts.append(units_last(tensor, channels) if site.dim is None else units_of(tensor, site))
+    rows = torch.cat(parts)
+    rows = rows if rows.dtype is torch.float64 else rows.float()
+    if not torch.isfinite(rows).all():
+        raise NotFinite(f"activations at '{site}' hold NaN or infinity; check the network's weights and inputs")
+    return rows
+
+
+def fitting_batch(module: nn.Module, inputs: Any, sites: Sequence[Site]) -> int:
     """Inputs per batch, so that one module's activations at all sites stay within `BATCH_BYTES`; 16 to 2048.
 
     Batches of a loader are what they are.
     """
-    if not isinstance(inputs, torch.Tensor) or len(inputs) == 0:
-        return 2048
-    _, held = next(stream(module, inputs[:2], sites))
-    size = sum(tensor.nbytes for tensor in held.values()) // min(2, len(inputs))
-    return max(16, min(2048, BATCH_BYTES // max(size, 1)))
+    inputs = Inputs.of(inputs)
+    if not inputs.sized:
+        return BATCH
+    count = min(2, len(inputs))
+    _, held = next(stream(module, [inputs.example(count)], sites))
+    size = sum(tensor.nbytes for tensor in held.values()) // count
+    return max(16, min(BATCH, BATCH_BYTES // max(size, 1)))
 
 
-def collect(
-    module: nn.Module, inputs: Inputs, sites: Sequence[Site], batch_size: int = 2048
-) -> dict[Site, torch.Tensor]:
+def collect(module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: int = BATCH) -> Held:
     """Activations `[samples, units]` of each site for the whole probe; use `stream` when they do not fit in memory."""
     parts: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
     for _, held in stream(module, inputs, sites, batch_size):

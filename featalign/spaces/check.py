@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,9 @@ from torch import nn
 
 from featalign.errors import TraceError
 from featalign.spaces.apply import moved
-from featalign.spaces.capture import evaluating
+from featalign.spaces.capture import outputs_of
 from featalign.spaces.graph import SpaceGraph, Symmetry
-from featalign.spaces.trace import tensors_in
+from featalign.spaces.structures import require_weights, tensors_in
 
 
 @dataclass(frozen=True)
@@ -83,18 +83,21 @@ def in_double(structure: Any) -> Any:
     return structure
 
 
-def outputs_of(module: nn.Module, example: Any) -> list[torch.Tensor]:
-    """Every tensor that `module` returns on an example (tensor, tuple of arguments or mapping)."""
-    with evaluating(module):
-        if isinstance(example, Mapping):
-            return tensors_in(module(**example))
-        return tensors_in(module(*example) if isinstance(example, tuple) else module(example))
-
-
 def output_change(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
-    """Largest change of an output relative to the largest output."""
-    changes = [float((a - b).abs().max() / b.abs().max().clamp_min(1e-12)) for a, b in zip(after, before, strict=True)]
-    return max(change if change == change else float("inf") for change in changes)
+    """Largest change of an output relative to the largest output; entries that are equal (also infinite) do not count.
+
+    Infinite where NaN or infinity came or went.
+    """
+    changes = [0.0]
+    for old, new in zip(before, after, strict=True):
+        differs = (old != new) & ~(old.isnan() & new.isnan())
+        if bool(differs.any()):
+            scale = old[old.isfinite()].abs().max() if bool(old.isfinite().any()) else old.new_zeros(())
+            change = float(
+                (new[differs].double() - old[differs].double()).abs().max() / scale.double().clamp_min(1e-12)
+            )
+            changes.append(change if change == change else float("inf"))
+    return max(changes)
 
 
 def _reference(module: nn.Module, example: Any) -> tuple[nn.Module, list[torch.Tensor], Any]:
@@ -107,13 +110,43 @@ def _reference(module: nn.Module, example: Any) -> tuple[nn.Module, list[torch.T
         return copied, outputs_of(copied, example), example
 
 
-def check(graph: SpaceGraph, module: nn.Module | None, example: Any, tolerance: float, seed: int) -> Check:
-    """`SpaceGraph.check` (see there): in float64, so that only a wrong basis can fail."""
-    module = graph.module if module is None else module
-    example = graph.example if example is None else example
-    if module is None or example is None:
-        raise TraceError("a hand-written graph knows no module: call check(module, example_input)")
+def _unsteady(module: nn.Module, example: Any) -> str:
+    """The innermost module whose outputs differ between two calls though its inputs do not."""
+    runs: list[list[tuple[str, list[torch.Tensor], list[torch.Tensor]]]] = []
+    for _ in range(2):
+        seen: list[tuple[str, list[torch.Tensor], list[torch.Tensor]]] = []
+
+        def note(name: str, into: list[Any] = seen) -> Callable[..., None]:
+            return lambda _m, args, out: into.append((name, *([t.clone() for t in tensors_in(v)] for v in (args, out))))
+
+        handles = [part.register_forward_hook(note(name)) for name, part in module.named_modules()]
+        try:
+            outputs_of(module, example)
+        finally:
+            for handle in handles:
+                handle.remove()
+        runs.append(seen)
+    for (name, args_a, out_a), (_, args_b, out_b) in zip(*runs):
+        same = [all(map(torch.equal, a, b)) for a, b in ((args_a, args_b), (out_a, out_b))]
+        if same == [True, False]:
+            return name or type(module).__name__
+    return type(module).__name__
+
+
+def check(graph: SpaceGraph, module: nn.Module, example: Any, tolerance: float = 1e-5, seed: int = 0) -> Check:
+    """Apply a random admissible transform to every hidden space and compare outputs (the step-0 test).
+
+    In float64, so that only a wrong basis can fail. `example` is what the graph was traced on, or any other input.
+    Raises `TraceError` when outputs move by more than `tolerance` relative, and for modules that cannot be checked:
+    without parameters, on the meta device, with outputs that differ from call to call.
+    """
+    require_weights(module)
     double, reference, example = _reference(module, example)
+    if (noise := output_change(reference, outputs_of(double, example))) > min(tolerance, 1e-9):
+        raise TraceError(
+            f"the outputs of two calls on the same example differ by {noise:.2g} (relative): "
+            f"'{_unsteady(double, example)}' draws random numbers in eval mode; switch that off, or seed it"
+        )
     state = {name: tensor.clone() for name, tensor in double.state_dict().items()}
     maps = random_maps(graph, seed)
 

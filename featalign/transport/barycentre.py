@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from featalign.errors import TransportError
-from featalign.transport.exact import exact
+from featalign.transport.checks import as_cost, as_masses, equal_totals, positive
 from featalign.transport.plan import Plan
-from featalign.transport.problem import as_cost, as_masses, balanced_masses, positive
+from featalign.transport.problem import Problem
+from featalign.transport.solvers.exact import exact
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def free_barycentre(
     target, value, iteration = np.full(size, 1.0 / size), np.inf, 0
     while iteration < max_iterations:
         iteration += 1
-        plans = [exact(_squared(cloud, centre), part, target) for cloud, part in zip(clouds, mass)]
+        plans = [exact(Problem(_squared(cloud, centre), part, target)) for cloud, part in zip(clouds, mass)]
         now = float(lam @ [plan.value for plan in plans])
         if now >= value * (1 - tolerance):
             break
@@ -82,7 +83,9 @@ def fixed_barycentre(masses: Any, cost: Any, weights: Any = None, eps: float | N
     cost, masses = as_cost(cost), as_cost(masses)
     if masses.shape[1] != cost.shape[0] or cost.shape[0] != cost.shape[1]:
         raise TransportError(f"masses {masses.shape} and ground cost {cost.shape}; [K, n] and [n, n] are needed")
-    rows = [balanced_masses(row, masses[0], cost.shape)[0] for row in masses]
+    rows = [as_masses(row, len(cost), "of a row") for row in masses]
+    for row in rows:
+        equal_totals(row, rows[0])
     histograms = np.stack([row / row.sum() for row in rows], axis=1)
     lam = as_masses(weights, len(rows), "weights")
     lam = lam / lam.sum()
@@ -98,7 +101,7 @@ def fixed_barycentre(masses: Any, cost: Any, weights: Any = None, eps: float | N
     if not np.isfinite(centre).all() or centre.sum() <= 0:
         raise TransportError("the entropic barycentre underflowed; raise eps, or use eps=None for the linear program")
     centre = centre / centre.sum()
-    plans = tuple(exact(cost, histograms[:, k], centre) for k in range(len(rows)))
+    plans = tuple(exact(Problem(cost, histograms[:, k], centre)) for k in range(len(rows)))
     return Barycentre(None, centre, plans, float(lam @ [plan.value for plan in plans]), 0)
 
 

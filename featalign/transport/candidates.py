@@ -42,6 +42,12 @@ class Candidates:
         all_keys, first = np.unique(np.concatenate([self.keys, keys]), return_index=True)
         return Candidates(self.shape, all_keys, np.concatenate([self.costs, costs])[first])
 
+    def clipped(self, level: float) -> Candidates:
+        """With costs of at most `level`."""
+        if level == np.inf:
+            return self
+        return Candidates(self.shape, self.keys, np.minimum(self.costs, level), self.complete)
+
     def c_transform(self, g: np.ndarray, price: float) -> np.ndarray:
         """`min(price, min_j (C_ij - g_j))` over the candidates, `[n]`."""
         f = np.full(self.shape[0], price)

@@ -14,7 +14,7 @@ import numpy as np
 
 from featalign.errors import NotFinite, ProbeError, TransportError
 from featalign.registry import Registry
-from featalign.transport.problem import as_cost, require_finite
+from featalign.transport.checks import as_cost, as_floats, require_finite
 
 BLOCK_ENTRIES = 1 << 23  # of a block of rows: 32 MB in float32
 
@@ -71,6 +71,39 @@ class DenseCost(GroundCost):
 
     def transposed(self) -> GroundCost:
         return DenseCost.checked(np.ascontiguousarray(self.matrix.T))
+
+
+class MaskedCost(GroundCost):
+    """Another cost `[n, m]` whose pairs off `mask` are priced so that no plan pays it if it need not (`never_paid`)."""
+
+    def __init__(self, cost: GroundCost, mask: np.ndarray, level: float | None = None) -> None:
+        self.cost, self.mask, self.shape = cost, mask, cost.shape
+        self.level = self._level() if level is None else level
+
+    def _level(self) -> float:
+        low, high = np.inf, -np.inf
+        for part in self.cost.blocks():
+            allowed = self.cost.rows(part)[self.mask[part]]
+            require_finite(allowed, "ground cost")
+            if allowed.size:
+                low, high = min(low, float(allowed.min())), max(high, float(allowed.max()))
+        return never_paid(low, high, self.shape)
+
+    def rows(self, index: slice | np.ndarray) -> np.ndarray:
+        block = self.cost.rows(index)
+        return np.where(self.mask[index], block, np.asarray(self.level, dtype=block.dtype))
+
+    def transposed(self) -> MaskedCost:
+        return MaskedCost(self.cost.transposed(), np.ascontiguousarray(self.mask.T), self.level)
+
+
+def never_paid(low: float, high: float, shape: tuple[int, int]) -> float:
+    """A price above which an optimal plan uses no pair, if some plan has costs from `low` to `high` only.
+
+    Exchanging one unit on a dearer pair goes round an alternating cycle of at most `min(n, m)` pairs of each kind; it
+    saves at least `price - high - (min(n, m) - 1) (high - low)`.
+    """
+    return high + (min(shape) + 1) * ((high - low) or abs(high) or 1.0)
 
 
 class FactoredCost(GroundCost):
@@ -245,15 +278,21 @@ def semantic(codes_a: Any, codes_b: Any = None, reference: Any = None) -> Ground
 
 def _finite(values: Any) -> np.ndarray:
     """A float matrix from an array or a tensor; raises `NotFinite`, `ProbeError` when it is empty or no matrix."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu().numpy()
-    array = np.asarray(values)
+    array = values.detach().cpu().float().numpy() if _is_half(values) else values
+    if hasattr(array, "detach"):
+        array = array.detach().cpu().numpy()
+    array = np.asarray(array)
     if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float32)
+        array = as_floats(array, "activations or weights").astype(np.float32)
     if array.ndim != 2 or 0 in array.shape:
         raise ProbeError(f"activations or weights of shape {array.shape}; a matrix that is not empty is needed")
     require_finite(array, "activations or weights")
     return array
+
+
+def _is_half(values: Any) -> bool:
+    """Whether it is a tensor of a precision below float32."""
+    return hasattr(values, "detach") and values.is_floating_point() and values.element_size() < 4
 
 
 def _units_by_samples(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:

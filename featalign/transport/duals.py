@@ -10,25 +10,33 @@ import numpy as np
 
 from featalign.errors import TransportError
 
+NOTICEABLE = 1e-9  # relative to the value
 BLOCK = 1 << 22  # entries of the cost handled at once: 32 MB in float64
 
 
 def c_transform(cost: np.ndarray, g: np.ndarray) -> np.ndarray:
-    """`f_i = min_j (C_ij - g_j)`, `[n]`: the largest f that is feasible beside `g [m]`."""
+    """`f_i = min_j (C_ij - g_j)`, `[n]`: the largest f that is feasible beside `g [m]`; 0 where no pair is allowed."""
     f = np.empty(cost.shape[0])
     step = max(1, BLOCK // cost.shape[1])
     for start in range(0, cost.shape[0], step):
         f[start : start + step] = (cost[start : start + step] - g).min(axis=1)
+    f[np.isinf(f)] = 0.0
     return f
 
 
 def dual_value(f: np.ndarray, g: np.ndarray, a: np.ndarray, b: np.ndarray, value: float) -> float:
     """Lower bound `f.a + g.b`, cut at the primal `value`, which it can exceed by rounding only.
 
+    Where potentials are so large that rounding could reach `NOTICEABLE` of the value, the bound is lowered by as much
+    as rounding can have raised it.
+
     Raises `TransportError` when it exceeds it by more: then the potentials are not feasible and nothing was proved.
     """
-    bound = float(f @ a + g @ b)
-    return cut_bound(bound, value, float(np.abs(f) @ a + np.abs(g) @ b))
+    bound, scale = float(f @ a + g @ b), float(np.abs(f) @ a + np.abs(g) @ b)
+    rounding = 4 * np.finfo(np.float64).eps * scale
+    if rounding > NOTICEABLE * abs(value):
+        bound -= rounding
+    return cut_bound(bound, value, scale)
 
 
 def cut_bound(bound: float, value: float, scale: float) -> float:

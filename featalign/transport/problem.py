@@ -1,102 +1,126 @@
-"""A transport problem that was checked before any solver sees it."""
+"""A transport problem as a type: cost, masses and mask, checked once; its properties decide a solver's road."""
 
 from __future__ import annotations
 
-import math
+import functools
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from featalign.errors import BadOption, NotFinite, TransportError
+from featalign.errors import InfeasibleError, NotFinite
+from featalign.transport.checks import as_cost, as_mask, as_masses, equal_totals, is_uniform, same_total
+from featalign.transport.costs import DenseCost, GroundCost, MaskedCost
 
-SINGLE_THREADED = 10_000  # longer dot products start threads, which wait for each other on a busy machine
-MASS_TOLERANCE = 1e-6  # relative; float32 masses that should sum to one do so to about this
 
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Ground cost `[n, m]` between masses `a [n]` and `b [m]`, on the pairs that `mask [n, m]` allows. Immutable.
 
-def as_cost(cost: Any) -> np.ndarray:
-    """Ground cost `[n, m]` as a float64 array; arrays, torch tensors and ground-cost objects are taken.
+    The linear programme `min <C, T>` over couplings `T >= 0` with marginals `a`, `b` and `T = 0` off the mask
+    (Peyre and Cuturi 2019, equation 2.11), or a relaxation of its marginals, as the solver says.
 
-    Raises `TransportError` when it is not a matrix or has no rows or columns, `NotFinite` on NaN or infinity.
+    Attributes:
+        cost: an array, a tensor of any precision, or a `GroundCost`; kept as float64 or as the object.
+        a, b: masses; None leaves the default to the solver (uniform).
+        mask: true where mass may go; None allows every pair. The cost of a pair that is not allowed is never read.
+        device: where a tensor cost lay, else "cpu".
+
+    Raises `TransportError` and `NotFinite` on what is malformed, `InfeasibleError` when the mask allows nothing.
     """
-    if hasattr(cost, "dense"):
-        cost = cost.dense()
-    elif hasattr(cost, "detach"):
-        cost = cost.detach().cpu().numpy()
-    array = np.asarray(cost, dtype=np.float64)
-    if array.ndim != 2:
-        raise TransportError(f"ground cost has shape {array.shape}; a matrix [sources, targets] is needed")
-    if 0 in array.shape:
-        raise TransportError(f"ground cost has shape {array.shape}: empty support; drop the space or add units")
-    require_finite(array, "ground cost")
-    return array
 
+    cost: Any = field(repr=False)
+    a: Any = field(default=None, repr=False)
+    b: Any = field(default=None, repr=False)
+    mask: Any = field(default=None, repr=False)
+    device: str = field(default="cpu", init=False)
 
-def require_finite(array: np.ndarray, name: str) -> None:
-    """Raise `NotFinite` with the first offending entry, or when sums of entries would overflow."""
-    flat = array.ravel()
-    if flat.size <= SINGLE_THREADED:
-        total = flat.dot(flat)  # NaN and infinity survive squaring and summing
-    else:
-        with np.errstate(all="ignore"):
-            total = flat.sum()
-    if math.isfinite(total):
-        return
-    bad = ~np.isfinite(array)
-    if bad.any():
-        where = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise NotFinite(
-            f"{name} of shape {array.shape} holds {int(bad.sum())} NaN or infinite entries, the first at {where}; "
-            "mask forbidden pairs with a large finite cost and check the activations for overflow"
-        )
-    if np.abs(array).max() > np.finfo(array.dtype).max / (1e6 * array.size):
-        raise NotFinite(f"{name} of shape {array.shape} overflows when summed; divide it by its largest entry")
+    def __post_init__(self) -> None:
+        keep = functools.partial(object.__setattr__, self)
+        if not isinstance(self.cost, (np.ndarray, GroundCost)):
+            keep("device", getattr(getattr(self.cost, "device", None), "type", "cpu"))
+        lazy = isinstance(self.cost, GroundCost)
+        if self.mask is not None:
+            keep("mask", as_mask(self.mask, self.cost.shape if lazy else np.shape(self.cost)))
+            if self.mask.all():
+                keep("mask", None)
+            elif not self.mask.any():
+                raise InfeasibleError(f"the mask of shape {self.mask.shape} allows no pair at all")
+        if not lazy:
+            keep("cost", as_cost(self.cost, self.mask))
+        n, m = self.cost.shape
+        if self.a is not None:
+            keep("a", as_masses(self.a, n, "a"))
+        if self.b is not None:
+            keep("b", as_masses(self.b, m, "b"))
+        largest = max((float(part.sum()) for part in (self.a, self.b) if part is not None), default=1.0)
+        if largest > 1e6 and not lazy:  # smaller totals are covered by the check of the cost
+            worth = float(np.abs(np.where(np.isinf(self.cost), 0.0, self.cost)).max())
+            if worth > np.finfo(np.float64).max / (1e6 * largest):
+                raise NotFinite(f"costs of {worth:.3g} times masses of {largest:.3g} overflow; divide the masses")
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """`(n, m)`."""
+        return self.cost.shape
 
-def as_masses(masses: Any, size: int, name: str, default: float | None = None) -> np.ndarray:
-    """Masses `[size]` in float64; None gives every unit `default` (or `1 / size`).
+    @property
+    def is_masked(self) -> bool:
+        """Whether some pair is forbidden."""
+        return self.mask is not None
 
-    Raises `TransportError` on a wrong length, a negative mass or no mass at all, `NotFinite` on NaN or infinity.
-    """
-    if masses is None:
-        return np.full(size, 1.0 / size if default is None else default)
-    if hasattr(masses, "detach"):
-        masses = masses.detach().cpu().numpy()
-    array = np.array(masses, dtype=np.float64)
-    if array.shape != (size,):
-        raise TransportError(f"masses {name} have shape {array.shape} and the ground cost wants ({size},)")
-    if not np.isfinite(array).all():
-        raise NotFinite(f"masses {name} hold NaN or infinity at index {int(np.argmin(np.isfinite(array)))}")
-    if (array < 0).any():
-        raise TransportError(f"masses {name} are negative at index {int(np.argmin(array))} ({array.min():.3g})")
-    if array.sum() <= 0:
-        raise TransportError(f"masses {name} are all zero: empty support; at least one unit must carry mass")
-    return array
+    @property
+    def is_lazy(self) -> bool:
+        """Whether the cost is an object that is read by blocks."""
+        return isinstance(self.cost, GroundCost)
 
+    @property
+    def is_square(self) -> bool:
+        """Whether there are as many sources as targets."""
+        return self.shape[0] == self.shape[1]
 
-def balanced_masses(a: Any, b: Any, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Both marginals for a balanced problem, `b` rescaled (by rounding only) to the total of `a`.
+    @property
+    def is_uniform(self) -> bool:
+        """Whether all masses of a side are equal to rounding."""
+        return all(part is None or is_uniform(part) for part in (self.a, self.b))
 
-    Raises `TransportError` when the totals differ by more than one millionth.
-    """
-    a, b = as_masses(a, shape[0], "a"), as_masses(b, shape[1], "b")
-    total_a, total_b = a.sum(), b.sum()
-    if abs(total_a - total_b) > MASS_TOLERANCE * max(total_a, total_b):
-        raise TransportError(
-            f"masses a sum to {total_a:.9g} and masses b to {total_b:.9g}; normalise both, "
-            "or use method='partial' or 'unbalanced' if mass may stay unmatched"
-        )
-    return a, b * (total_a / total_b)
+    @property
+    def is_balanced(self) -> bool:
+        """Whether both sides carry the same total (to a millionth), so that every unit of mass can be matched."""
+        totals = (1.0 if part is None else float(part.sum()) for part in (self.a, self.b))
+        return same_total(*totals)
 
+    @property
+    def is_assignment(self) -> bool:
+        """Square, uniform and balanced: some optimal plan is a permutation (Birkhoff's theorem)."""
+        return self.is_square and self.is_uniform and self.is_balanced
 
-def is_uniform(masses: np.ndarray) -> bool:
-    """Whether all masses are equal to rounding."""
-    return bool(np.ptp(masses) <= 1e-12 * masses.max())
+    @functools.cached_property
+    def matrix(self) -> np.ndarray:
+        """The whole cost `[n, m]` in float64, plus infinity where the mask forbids."""
+        return as_cost(self.cost, self.mask) if self.is_lazy else self.cost
 
+    @functools.cached_property
+    def ground(self) -> GroundCost:
+        """The cost read by blocks, forbidden pairs at a price that no plan pays if it need not (`never_paid`)."""
+        whole = self.cost if self.is_lazy else DenseCost.checked(self.cost)
+        return MaskedCost(whole, self.mask) if self.is_masked else whole
 
-def positive(value: float, name: str, upper: float = np.inf) -> float:
-    """The option as a float in `(0, upper]`; raises `BadOption` otherwise."""
-    number = float(value)
-    if not 0 < number <= upper:
-        bound = f" and at most {upper:g}" if np.isfinite(upper) else ""
-        raise BadOption(f"{name}={value!r}: give a positive number{bound}")
-    return number
+    def balanced(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both marginals, `b` rescaled by rounding to the total of `a`; `1 / n` and `1 / m` by default.
+
+        Raises `TransportError` when the totals differ by more than one millionth.
+        """
+        n, m = self.shape
+        if self.a is None and self.b is None and n == m:
+            masses = np.full(n, 1.0 / n)
+            return masses, masses
+        a = np.full(n, 1.0 / n) if self.a is None else self.a
+        b = np.full(m, 1.0 / m) if self.b is None else self.b
+        return a, equal_totals(a, b)
+
+    def loose(self, unit: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Both masses for problems that may leave some unmatched; every unit carries `unit`, or `1 / max(n, m)`."""
+        n, m = self.shape
+        unit = 1.0 / max(n, m) if unit is None else unit
+        return (np.full(n, unit) if self.a is None else self.a, np.full(m, unit) if self.b is None else self.b)

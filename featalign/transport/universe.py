@@ -11,7 +11,7 @@ import scipy.sparse
 from scipy.optimize import linear_sum_assignment
 
 from featalign.errors import TransportError
-from featalign.transport.problem import as_cost
+from featalign.transport.checks import as_cost
 
 
 @dataclass(frozen=True)

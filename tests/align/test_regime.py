@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from featalign.align.regime import commutation_defect, orthogonal_map, regime, ridge_map
+from featalign.align.linear import orthogonal_map, ridge_map
+from featalign.align.regime import commutation_defect, regime
 from featalign.dictionaries import Dictionary
 from featalign.errors import NotFinite, ProbeError
 from featalign.spaces.graph import Symmetry
@@ -33,15 +34,15 @@ def planted(atoms: torch.Tensor) -> Dictionary:
 def test_a_permutation_is_recognised(samples: int) -> None:
     a = (draw(samples, 30) @ draw(30, 60, seed=1)).relu()
     found = regime(a, 2 * a[:, torch.randperm(60)] + 1, symmetry=Symmetry.SCALED_PERMUTATION)
-    assert found.name == "permutation" and found.recommended == "neuron-permutation"
+    assert found.name == "permutation" and found.recommended == "ot-acts"
     assert found.permutation > 0.99 and found.neuron_correlation > 0.99 > 0.6 > found.neuron_null
 
 
 def test_a_rotation_is_recognised_and_not_recommended_before_a_nonlinearity() -> None:
     a, rotation = draw(1000, 20) * torch.linspace(0.5, 2, 20), torch.linalg.qr(draw(20, 20, seed=1))[0]
-    assert regime(a, a @ rotation).recommended == "orthogonal"
+    assert regime(a, a @ rotation).recommended == "procrustes"
     privileged = regime(a, a @ rotation, symmetry="permutation")
-    assert privileged.name == "rotation" and privileged.recommended == "re-expression"
+    assert privileged.name == "rotation" and privileged.recommended == "feature-reexpress"
     assert privileged.commutation_defect > 0.1
 
 
@@ -49,12 +50,12 @@ def test_rearranged_and_missing_features_are_told_apart() -> None:
     codes = sparse_codes(3000, 32)
     atoms_a, atoms_b = (torch.nn.functional.normalize(draw(32, 12, seed=s), dim=1) for s in (1, 2))
     same = regime(codes @ atoms_a, codes @ atoms_b, planted(atoms_a), planted(atoms_b))
-    assert same.name == "rearrangement" and same.recommended == "re-expression"
+    assert same.name == "rearrangement" and same.recommended == "feature-reencode"
     assert same.features > same.linear + 0.2 and abs(same.gram_agreement) < 0.3
     known_a, known_b = codes.clone(), codes.clone()
     known_a[:, 20:], known_b[:, :12] = 0, 0
     lacking = regime(known_a @ atoms_a, known_b @ atoms_b, planted(atoms_a[:20]), planted(atoms_b[12:]))
-    assert lacking.name == "missing-features" and lacking.recommended == "union"
+    assert lacking.name == "missing-features" and lacking.recommended == "feature-union"
     assert max(lacking.matched) < 0.7 < min(same.matched)
 
 

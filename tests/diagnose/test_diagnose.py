@@ -80,7 +80,7 @@ def test_bad_input_is_named(data):
 
 
 def _graph(model, data):
-    from featalign.spaces.assemble import trace
+    from featalign.spaces import trace
 
     return trace(model, data[0][:2])
 

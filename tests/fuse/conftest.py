@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from featalign.clients.cohort import Cohort
+from featalign.data import Classification
 from featalign.fuse import FusionProblem
-from featalign.spaces import SpaceGraph
 
 
 def network(widths=(12, 16, 8, 5), bias=False, seed=0):
@@ -55,12 +56,9 @@ def duplicated(module, copies):
     return nn.Sequential(*layers[:-1]).eval()
 
 
-def problem_of(clients, probe, mixing=None, reference=-1, **options):
-    graphs = tuple(SpaceGraph.trace(client, probe[:2]) for client in clients)
-    mixing = mixing or tuple(1 / len(clients) for _ in clients)
-    return FusionProblem(
-        tuple(clients), graphs, probe, options.pop("refit_inputs", probe), mixing, reference % len(clients), **options
-    )
+def problem_of(clients, probe, mixing=(), reference=-1, evaluate=None, task=None, dictionaries=None, **options):
+    cohort = Cohort.of(clients, probe, evaluate, task or Classification(), **options)
+    return FusionProblem(cohort, mixing, reference, dictionaries or {})
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,10 @@ from featalign.align.transformer import align_softly, align_transformer, attenti
 from featalign.align.weights import match_weights
 from featalign.bench.step0 import METHODS, planted
 from featalign.clients import build
-from featalign.clients.decoder import DecoderConfig
-from featalign.clients.resnet import ResNet20Config
-from featalign.clients.vgg import VGGConfig
-from featalign.clients.vit import ViTConfig
+from featalign.clients.families.decoder import DecoderConfig
+from featalign.clients.families.resnet import ResNet20Config
+from featalign.clients.families.vgg import VGGConfig
+from featalign.clients.families.vit import ViTConfig
 from featalign.errors import ArchitectureMismatch, BadOption, ProbeError, SpaceMismatch
 from featalign.fuse import FusionProblem, fuse
 from featalign.fuse.repair import output_statistics, re_estimate, repair, repair_from_moments

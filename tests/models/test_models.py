@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-
-from featalign.clients import build, from_dict, models
 from featalign.clients.decoder import DecoderConfig, encode, next_token_loss, train_decoder, windows
 from featalign.clients.resnet import ResNet18Config, ResNet20Config
 from featalign.clients.vgg import VGGConfig
 from featalign.clients.vit import ViTConfig
+
+from featalign.clients import build, from_dict, models
 from featalign.data.datasets import Dataset
 from featalign.errors import BadOption
 

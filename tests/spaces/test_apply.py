@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from featalign.spaces import Site, SpaceGraph, collect, moved, rebuilt
-from featalign.spaces.check import Transform, outputs_of
+from featalign.spaces import Site, SpaceGraph, collect, moved, rebuilt, trace
+from featalign.spaces.capture import outputs_of
+from featalign.spaces.check import Transform
 from tests.spaces.zoo import ZOO, shake
 
 
@@ -24,10 +25,10 @@ def test_duplicated_units_at_any_width(name: str) -> None:
     torch.manual_seed(0)
     module, example = ZOO[name]()
     shake(module)
-    graph = SpaceGraph.trace(module, example)
+    graph = trace(module, example)
     wide = rebuilt(module, moved(module, graph, {s.name: duplication(s.size, 2) for s in graph.hidden}))
     assert torch.allclose(outputs_of(wide, example)[0], outputs_of(module, example)[0], atol=2e-4, rtol=2e-4)
-    wider = SpaceGraph.trace(wide, example)
+    wider = trace(wide, example)
     assert [(s.name, s.size) for s in wider.hidden] == [(s.name, 2 * s.size) for s in graph.hidden]
     back = {s.name: Transform(duplication(s.size, 2).into, duplication(s.size, 2).out) for s in graph.hidden}
     again = rebuilt(wide, moved(wide, wider, back))
@@ -54,7 +55,7 @@ def test_axes_of_products_and_sums(groups: int, repeat: int, size: int, seed: in
 
 def test_shift_moves_pre_activations() -> None:
     module = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
-    graph, x = SpaceGraph.trace(module, torch.randn(2, 4)), torch.randn(8, 4)
+    graph, x = trace(module, torch.randn(2, 4)), torch.randn(8, 4)
     shift, out = torch.randn(5), torch.randn(5, 5)
     fused = rebuilt(module, moved(module, graph, {"0": Transform(out, torch.linalg.inv(out), shift)}))
     site = Site("0")
@@ -65,7 +66,7 @@ def test_shift_moves_pre_activations() -> None:
 def test_capture_of_named_dimensions_and_in_place_nonlinearities() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 2))
     x = torch.randn(5, 3, 4, 4)
-    graph = SpaceGraph.trace(module.eval(), x[:2])
+    graph = trace(module.eval(), x[:2])
     space = graph["0"]
     assert space.pre == Site("1") and space.post is not None
     held = collect(module, x, [space.pre, space.post, Site("3", "out", 1, 4, 4)])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from featalign.errors import SpaceMismatch, TraceError
-from featalign.spaces import SpaceGraph, moved, rebuilt
+from featalign.spaces import check, moved, rebuilt, trace
 from featalign.spaces.check import Transform
 
 
@@ -23,11 +23,12 @@ class Branching(nn.Module):
 
 def test_control_flow_on_data() -> None:
     with pytest.raises(TraceError, match=r"depends on the data.*partial=True"):
-        SpaceGraph.trace(Branching(), torch.randn(3, 5))
-    graph = SpaceGraph.trace(Branching(), torch.randn(3, 5), partial=True)
+        trace(Branching(), torch.randn(3, 5))
+    module, x = Branching(), torch.randn(3, 5)
+    graph = trace(module, x, partial=True)
     assert any("only the branch" in warning for warning in graph.warnings)
     assert graph["a"].size == 7 and not graph["a"].pinned
-    graph.check()
+    check(graph, module, x)
 
 
 class Resizing(nn.Module):
@@ -42,10 +43,11 @@ class Resizing(nn.Module):
 
 
 def test_unknown_operation_is_pinned_and_named() -> None:
-    graph = SpaceGraph.trace(Resizing(), torch.randn(3, 5))
+    module, x = Resizing(), torch.randn(3, 5)
+    graph = trace(module, x)
     assert any("fft" in warning and "keep their basis" in warning for warning in graph.warnings)
     assert graph["a"].pinned and not graph["b"].pinned
-    graph.check()
+    check(graph, module, x)
 
 
 class WritesInPlace(nn.Module):
@@ -61,14 +63,15 @@ class WritesInPlace(nn.Module):
 
 
 def test_in_place_writes_never_give_a_wrong_graph() -> None:
-    assert SpaceGraph.trace(WritesInPlace(), torch.randn(3, 5)).check().error < 1e-6
+    module, x = WritesInPlace(), torch.randn(3, 5)
+    assert check(trace(module, x), module, x).error < 1e-6
 
 
 def test_module_that_fails_on_the_example() -> None:
     with pytest.raises(TraceError, match=r"'1' failed on the example input"):
-        SpaceGraph.trace(nn.Sequential(nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 5))
+        trace(nn.Sequential(nn.ReLU(), nn.Linear(4, 2)), torch.randn(3, 5))
     with pytest.raises(TraceError, match="holds no tensor"):
-        SpaceGraph.trace(nn.Linear(4, 2), ())
+        trace(nn.Linear(4, 2), ())
 
 
 @pytest.mark.parametrize("kind", ["frozen", "bfloat16", "training", "grad-off"])
@@ -80,15 +83,15 @@ def test_frozen_and_half_precision_modules(kind: str) -> None:
     if kind == "bfloat16":
         module, example = module.bfloat16(), example.bfloat16()
     module.train(kind == "training")
-    graph = SpaceGraph.trace(module, example)
-    assert graph["0"].size == 6 and graph.check().error < 1e-6
+    graph = trace(module, example)
+    assert graph["0"].size == 6 and check(graph, module, example).error < 1e-6
     assert module.training == (kind == "training")
     assert {p.dtype for p in module.parameters()} == {example.dtype}
 
 
 def test_maps_that_do_not_fit() -> None:
     module = nn.Sequential(nn.Linear(5, 6, bias=False), nn.ReLU(), nn.Linear(6, 3))
-    graph = SpaceGraph.trace(module, torch.randn(3, 5))
+    graph = trace(module, torch.randn(3, 5))
     with pytest.raises(SpaceMismatch, match="'0' has 6 units"):
         moved(module, graph, {"0": Transform(torch.eye(5), torch.eye(5))})
     with pytest.raises(SpaceMismatch, match=r"no space 'fc9'.*input"):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from featalign.errors import TraceError
-from featalign.spaces import SpaceGraph, Symmetry
-from featalign.spaces.handlers import HANDLERS
+from featalign.spaces import SpaceGraph, Symmetry, check, trace
+from featalign.spaces.tracing.registry import HANDLERS
 from tests.spaces.zoo import ZOO, shake
 
 # spaces that must be free to move, at least, so that a tracer that pins everything cannot pass
@@ -29,8 +29,8 @@ def faults(name: str) -> list[str]:
     torch.manual_seed(0)
     module, example = ZOO[name]()
     try:
-        graph = SpaceGraph.trace(shake(module), example)
-        figures = graph.check(tolerance=1e-5, seed=1)
+        graph = trace(shake(module), example)
+        figures = check(graph, module, example, tolerance=1e-5, seed=1)
     except TraceError as error:
         return [str(error)]
     found = {
@@ -51,11 +51,11 @@ def test_step0(name: str) -> None:
 def test_step0_rotates_a_normalised_stream(seed: int) -> None:
     torch.manual_seed(seed)
     module, example = ZOO["gated-tied"]()
-    graph = SpaceGraph.trace(module, example)
+    graph = trace(module, example)
     assert graph["embed"].symmetry is Symmetry.ORTHOGONAL  # gains are all one: rotations are admissible
-    assert graph.check(seed=seed).error < 1e-6
+    assert check(graph, module, example, seed=seed).error < 1e-6
     shake(module)
-    assert SpaceGraph.trace(module, example)["embed"].symmetry is Symmetry.PERMUTATION
+    assert trace(module, example)["embed"].symmetry is Symmetry.PERMUTATION
 
 
 BROKEN = {
@@ -77,8 +77,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("operation", BROKEN)
 def test_step0_fails_when_a_handler_is_broken(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featalign.spaces.axes import Node
-    from featalign.spaces.handlers import Call, Dim
+    from featalign.spaces.tracing.axes import Node
+    from featalign.spaces.tracing.registry import Call, Dim
 
     def forgetful(call: Call) -> list[tuple[Dim, ...]]:
         outs = call.out if isinstance(call.out, (tuple, list)) else [call.out]
@@ -94,12 +94,11 @@ def test_step0_fails_when_a_handler_is_broken(operation: str, monkeypatch: pytes
 
 def test_check_names_the_space_that_is_wrong() -> None:
     module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
-    graph = SpaceGraph.trace(module, torch.randn(3, 6))
+    x = torch.randn(3, 6)
+    graph = trace(module, x)
     from dataclasses import replace
 
     wrong = replace(graph, spaces=tuple(replace(s, readers=()) if s.name == "2" else s for s in graph.spaces))
     with pytest.raises(TraceError, match="space '2'"):
-        wrong.check()
-    with pytest.raises(TraceError, match="hand-written"):
-        SpaceGraph(graph.spaces).check()
-    assert SpaceGraph(graph.spaces, graph.layers).check(module, torch.randn(3, 6)).error < 1e-6
+        check(wrong, module, x)
+    assert check(SpaceGraph(graph.spaces, graph.layers), module, x).error < 1e-6

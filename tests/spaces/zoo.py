@@ -45,20 +45,20 @@ def bottleneck() -> tuple[nn.Module, Any]:
 
 @entry
 def vgg11() -> tuple[nn.Module, Any]:
-    from featalign.clients.vgg import VGGConfig
+    from featalign.clients.families.vgg import VGGConfig
 
     return VGGConfig(width=1 / 16).module(), torch.randn(PICTURES)
 
 
 @entry
 def vgg11_batch_norm() -> tuple[nn.Module, Any]:
-    from featalign.clients.vgg import VGGConfig
+    from featalign.clients.families.vgg import VGGConfig
 
     return VGGConfig(width=1 / 16, batch_norm=True, size=16).module(), torch.randn(2, 3, 16, 16)
 
 
 def _resnet(norm: str) -> tuple[nn.Module, Any]:
-    from featalign.clients.resnet import ResNet20Config
+    from featalign.clients.families.resnet import ResNet20Config
 
     return ResNet20Config(width=0.5, norm=norm).module(), torch.randn(2, 3, 16, 16)
 
@@ -80,21 +80,21 @@ def resnet20_none() -> tuple[nn.Module, Any]:
 
 @entry
 def resnet18() -> tuple[nn.Module, Any]:
-    from featalign.clients.resnet import ResNet18Config
+    from featalign.clients.families.resnet import ResNet18Config
 
     return ResNet18Config(width=0.125).module(), torch.randn(2, 3, 16, 16)
 
 
 @entry
 def vit() -> tuple[nn.Module, Any]:
-    from featalign.clients.vit import ViTConfig
+    from featalign.clients.families.vit import ViTConfig
 
     return ViTConfig(width=24, depth=2, heads=3, hidden=30, size=16).module(), torch.randn(2, 3, 16, 16)
 
 
 @entry
 def decoder() -> tuple[nn.Module, Any]:
-    from featalign.clients.decoder import DecoderConfig
+    from featalign.clients.families.decoder import DecoderConfig
 
     return DecoderConfig(vocabulary=40, width=24, heads=3, hidden=30, context=12).module(), tokens()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from featalign.transport import fixed_barycentre, free_barycentre, gromov, ground_cost, solve, universe
-from featalign.transport.gromov import gromov_value
+from featalign.transport.solvers.gromov import gromov_value
 
 
 def rotated_dictionary(seed=0, atoms=40, dimension=15):

@@ -1,0 +1,140 @@
+"""Attention heads: matched as units, and turned inside into the basis of their partners.
+
+Inside a head only the query-key product `W_Q W_K^T` and the output-value product `W_V W_O` matter: any orthogonal
+change of the head's own basis leaves both alone. Heads are matched by these products; then the source's heads are
+re-expressed in the basis of their partners (a gauge, which preserves the function), so that averaging compares like
+with like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.align.linear import polar
+from featalign.align.maps import Alignment, SpaceMap
+from featalign.align.weights import ROTATIONS
+from featalign.spaces.apply import moved, moved_tensor, pieces_of, rebuilt
+from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
+from featalign.transport import solve
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The spaces of one attention layer: heads as units, and the bases inside a head."""
+
+    heads: Space
+    inner: tuple[Space, ...]  # query-key and output-value
+
+
+def attention_layers(graph: SpaceGraph) -> list[Heads]:
+    """Attention layers of a traced graph, found by the labels tracing gave their axes."""
+    found = []
+    for space in graph.hidden:
+        if space.name.rpartition(".")[2] == "heads":
+            mine = {axis.parameter for axis in (*space.writers, *space.readers)}
+            inner = tuple(
+                other
+                for other in graph.hidden
+                if other.symmetry in ROTATIONS
+                and mine & {axis.parameter for axis in (*other.writers, *other.readers)}
+                and other.name.rpartition(".")[2].rstrip(".0123456789") in ("qk", "ov")
+            )
+            found.append(Heads(space, inner))
+    return found
+
+
+def match_heads(
+    layer: Heads,
+    graph: SpaceGraph,
+    maps: Mapping[str, SpaceMap],
+    source: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+) -> tuple[SpaceMap, dict[str, torch.Tensor]]:
+    """Map of the heads, and the gauge `[heads, width, width]` of every basis inside them.
+
+    `maps` are those of the other spaces; `source` and `target` are state dicts.
+    """
+    pieces = pieces_of(graph, maps)
+    mine: dict[str, torch.Tensor] = {}
+    theirs: dict[str, torch.Tensor] = {}
+    for space in layer.inner:
+        names = {axis.parameter for axis in (*space.writers, *space.readers)}
+        moved_state = {name: moved_tensor(source[name], name, pieces) for name in names}
+        mine[space.name] = torch.cat([block for _, _, block in _blocks(layer, space, moved_state)], 2)
+        theirs[space.name] = torch.cat([block for _, _, block in _blocks(layer, space, target)], 2)
+    similarity: Any = 0
+    for space in layer.inner:
+        a, b = mine[space.name], theirs[space.name]
+        cross = torch.einsum("hdf,kef->hkde", a, b)  # what the best rotation between two heads can reach
+        scale = a.flatten(1).norm(dim=1)[:, None] * b.flatten(1).norm(dim=1)
+        similarity = similarity + torch.linalg.svdvals(cross).sum(-1) / scale.clamp_min(1e-30)
+    if not layer.inner:
+        return SpaceMap.identity(layer.heads.size), {}
+    found = SpaceMap.from_plan(solve((similarity.max() - similarity).contiguous(), method="exact"))
+    partner = found.out.argmax(0)
+    gauge = {
+        space.name: torch.stack(
+            [polar(theirs[space.name][partner[h]] @ mine[space.name][h].T) for h in range(layer.heads.size)]
+        )
+        for space in layer.inner
+    }
+    return found, gauge
+
+
+def aligned_state(module: nn.Module, graph: SpaceGraph, alignment: Alignment) -> dict[str, torch.Tensor]:
+    """State dict of `module` moved by an alignment: the gauge inside its heads first, then the maps."""
+    if alignment.gauge:
+        module = rebuilt(module, gauged_state(module, graph, alignment.gauge))
+    return moved(module, graph, alignment.maps)
+
+
+def gauged_state(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """State dict with the bases inside heads turned by `gauge`; the module's function stays the same."""
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    for layer in attention_layers(graph):
+        for space in layer.inner:
+            if space.name not in gauge:
+                continue
+            for name, axes, block in _blocks(layer, space, state):
+                turned = torch.einsum("hde,hef->hdf", gauge[space.name], block)
+                _write(state[name], axes, layer.heads.size, space.size, turned)
+    return state
+
+
+def _blocks(
+    layer: Heads, space: Space, state: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, tuple[Axis, Axis], torch.Tensor]]:
+    """Tensors that hold a head-internal basis, as `[heads, width, features]` float64."""
+    head_axes = (*layer.heads.writers, *layer.heads.readers)
+    for axis in (*space.writers, *space.readers):
+        same = [
+            h for h in head_axes if h.parameter == axis.parameter and (h.dim != axis.dim or h.offset == axis.offset)
+        ]
+        if same:
+            block = _view(state[axis.parameter], same[0], axis, layer.heads.size, space.size)
+            yield axis.parameter, (same[0], axis), block
+
+
+def _part(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:
+    if heads.dim == width.dim:
+        return tensor.movedim(heads.dim, 0)[heads.offset : heads.offset + count * size]
+    return tensor.movedim((heads.dim, width.dim), (0, 1))
+
+
+def _view(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:
+    return _part(tensor, heads, width, count, size).reshape(count, size, -1).double()
+
+
+def _write(tensor: torch.Tensor, axes: tuple[Axis, Axis], count: int, size: int, values: torch.Tensor) -> None:
+    part = _part(tensor, *axes, count, size)
+    part.copy_(values.reshape(part.shape).to(tensor.dtype))
+
+
+def inner_map(space: Space) -> SpaceMap:
+    """The map of a space inside heads once its gauge is fixed."""
+    return SpaceMap.identity(space.size, Symmetry.ORTHOGONAL)

@@ -1,0 +1,153 @@
+"""`Pair`: two clients in one space. What a matcher may look at, computed lazily and once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.align.activations import Activations, cross_moments, pooled_moments
+from featalign.align.feature import FeatureMatch, match_features
+from featalign.align.maps import Alignment, SpaceMap
+from featalign.align.memory import Memory
+from featalign.align.weights import incoming_rows, match_weights
+from featalign.data.inputs import Inputs
+from featalign.dictionaries.basis import Basis
+from featalign.errors import BadOption
+from featalign.spaces.graph import Space, SpaceGraph
+from featalign.spaces.moments import CrossMoments
+
+
+@dataclass(frozen=True)
+class Clients:
+    """A source and a target with what both may see; the pairs of all their spaces share it.
+
+    Attributes:
+        modules, graphs: source and target.
+        probe: unlabelled inputs for moments.
+        activations: of all clients on the refit inputs, and the positions of source and target among them.
+        bases: feature bases of both by space (post-activations); empty where none were trained.
+        seed: of whatever is drawn.
+        memory: where moments and matches are kept.
+    """
+
+    modules: tuple[nn.Module, nn.Module]
+    graphs: tuple[SpaceGraph, SpaceGraph]
+    probe: Inputs
+    activations: Activations
+    index: tuple[int, int]
+    bases: Mapping[str, tuple[Basis, Basis]] = field(default_factory=dict)
+    seed: int = 0
+    memory: Memory = field(default_factory=Memory, repr=False)
+
+    @property
+    def moments(self) -> dict[str, CrossMoments]:
+        """Joint moments of pre-activations on the probe, by space; all spaces are streamed once."""
+        spaces = [space for space in self.graphs[0].hidden if space.pre is not None]
+        sites = [space.before for space in spaces]
+        theirs = [self.graphs[1][space.name].before for space in spaces]
+
+        def make() -> dict[str, CrossMoments]:
+            found = cross_moments(*self.modules, self.probe, sites, theirs)
+            return {space.name: moment for space, moment in zip(spaces, found)}
+
+        return self.memory.get("moments", (*self.modules, self.probe), make)
+
+    def match(self, space: str) -> FeatureMatch:
+        """Latents of the two bases of a space matched by partial transport on the refit inputs."""
+        return Pair(self, space).match
+
+    @property
+    def weight_alignment(self) -> Alignment:
+        """All spaces matched jointly by weights (git re-basin's coordinate ascent)."""
+        return self.memory.get(
+            "weights",
+            (*self.modules, self.seed),
+            lambda: match_weights(*self.modules, *self.graphs, seed=self.seed),
+        )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Source and target in one space.
+
+    Attributes:
+        clients: the two networks.
+        name: of the space.
+        settled: maps of the spaces that were matched before this one.
+    """
+
+    clients: Clients
+    name: str
+    settled: Mapping[str, SpaceMap] = field(default_factory=dict)
+
+    @property
+    def source(self) -> Space:
+        """The space in the source (n units)."""
+        return self.clients.graphs[0][self.name]
+
+    @property
+    def target(self) -> Space:
+        """The space in the target (m units)."""
+        return self.clients.graphs[1][self.name]
+
+    @property
+    def paired(self) -> bool:
+        """Whether samples of both clients correspond at the site before the nonlinearity.
+
+        Not so where another axis of the site is a hidden space itself (heads, token mixing).
+        """
+        return self.source.pre is not None and self.source.pre.paired
+
+    @property
+    def moments(self) -> CrossMoments:
+        """Joint moments of pre-activations on the probe."""
+        return self.clients.moments[self.name]
+
+    @property
+    def stream_moments(self) -> CrossMoments:
+        """Joint moments over every site where the whole space is seen: a residual stream is read at every depth."""
+        sites = self.source.whole_sites
+        if not sites:
+            return self.moments
+        clients = self.clients
+
+        def make() -> CrossMoments:
+            return pooled_moments(*clients.modules, clients.probe, sites, self.target.whole_sites)
+
+        return clients.memory.get("stream", (*clients.modules, clients.probe, self.name), make)
+
+    @property
+    def incoming(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What writes each unit, `[n, features]` after the settled maps of earlier spaces and `[m, features]`."""
+        clients = self.clients
+        return (
+            incoming_rows(clients.modules[0], clients.graphs[0], self.name, self.settled, clients.modules[1]),
+            incoming_rows(clients.modules[1], clients.graphs[1], self.name),
+        )
+
+    @property
+    def bases(self) -> tuple[Basis, Basis]:
+        """Feature bases of both; raises `BadOption` where none were trained."""
+        found = self.clients.bases.get(self.name)
+        if found is None:
+            raise BadOption(
+                f"space '{self.name}' has no feature basis for both clients; train dictionaries first "
+                "(fa.dictionaries.train) or choose a neuron method"
+            )
+        return found
+
+    def posts(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of post-activations of both on the refit inputs, `[samples, n]`, `[samples, m]`."""
+        a, b = self.clients.index
+        for _, held, _ in self.clients.activations:
+            yield held[a][self.source.after], held[b][self.target.after]
+
+    @property
+    def match(self) -> FeatureMatch:
+        """Latents of the two bases matched by partial transport on the refit inputs."""
+        parts: tuple[Any, ...] = (*self.bases, self.clients.activations, self.name, *self.clients.index)
+        return self.clients.memory.get("match", parts, lambda: match_features(*self.bases, self.posts()))

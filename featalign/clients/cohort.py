@@ -1,0 +1,213 @@
+"""`Cohort`: the clients of one question, validated once. Every verb starts from one.
+
+>>> cohort = Cohort.of([model_a, model_b], probe=x, evaluate=(x_test, y_test))
+>>> cohort.task, cohort.graphs[0].hidden
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.data.batch import Batch, unwrap
+from featalign.data.inputs import Inputs
+from featalign.data.task import Task, task_of
+from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, NotFinite, ProbeError
+from featalign.spaces import canonical, trace, weakest
+from featalign.spaces.capture import evaluating
+from featalign.spaces.graph import SpaceGraph
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Named clients of one architecture with everything that may be known of them.
+
+    Attributes:
+        names, modules: the clients; norms are folded where that is possible (`spaces.canonical`), functions unchanged.
+        graphs: spaces of each, with the same names and symmetries.
+        task: what the networks are for.
+        probe: unlabelled inputs that all clients may see.
+        refit_inputs: the probe, or its extension by synthetic inputs.
+        evaluation: inputs with targets; never used to fit anything. None where nothing is to be scored.
+        own: what each client saw, for its dictionaries; the probe where that is not known.
+        class_counts: `[clients, classes]` label counts, only if the server may know them.
+        keys: fingerprints of clients whose dictionaries may be cached; empty otherwise.
+        seed: of whatever is drawn.
+        restore: gives a fused network the layout that the clients came in.
+        notes: what was found on the way and belongs on the page.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    graphs: tuple[SpaceGraph, ...]
+    task: Task
+    probe: Inputs
+    refit_inputs: Inputs
+    evaluation: Inputs | None = None
+    own: tuple[Inputs, ...] = ()
+    class_counts: torch.Tensor | None = None
+    keys: tuple[str, ...] = ()
+    seed: int = 0
+    restore: Callable[[nn.Module], nn.Module] = lambda module: module
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        modules: Sequence[nn.Module],
+        probe: Any,
+        evaluate: Any = None,
+        task: Task | str | None = None,
+        *,
+        data: Sequence[Any] | None = None,
+        names: Sequence[str] | None = None,
+        class_counts: Any = None,
+        class_names: Sequence[str] = (),
+        tokenizer: Any = None,
+        refit_inputs: Any = None,
+        keys: Sequence[str] = (),
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> Cohort:
+        """Validate and trace clients.
+
+        Args:
+            modules: trained networks of one architecture; widths may differ.
+            probe: whatever `Inputs` reads, without labels.
+            evaluate: `(inputs, targets)` or a loader of such pairs; for language models the inputs alone.
+            task: a `Task`, a registered name, or None to read it off outputs and targets.
+            data: per client, what it saw.
+            class_counts: `[clients, classes]`.
+            refit_inputs: an extension of the probe.
+
+        Raises a `FeatalignError` of one line for no clients, clients of several architectures, parameters that are not
+        finite, a probe that a client rejects, and targets that do not fit the task.
+        """
+        if len(modules) == 0:
+            raise BadOption("zero clients; pass a list of at least one trained module")
+        names = tuple(names or (client_name(k) for k in range(len(modules))))
+        for name, module in zip(names, modules):
+            check_parameters(module, name)
+        require_one_architecture(names, modules)
+        if device is not None:
+            modules = [module.to(device) for module in modules]
+        inputs = Inputs.of(probe, tokenizer=tokenizer)
+        scored = None if evaluate is None else Inputs.of(evaluate, tokenizer=tokenizer, labelled=True)
+        example = inputs.example()
+        outputs = [try_out(module, example, name) for name, module in zip(names, modules)]
+        found = _task(task, scored, inputs, modules[0], outputs[0], class_names)
+        folded = [canonical(module, example.on(module).example) for module in modules]
+        graphs = tuple(weakest([trace(each.module, example.on(each.module).example) for each in folded]))
+        require_one_graph(names, graphs)
+        own = tuple(Inputs.of(each, tokenizer=tokenizer) for each in data) if data is not None else ()
+        if own and len(own) != len(modules):
+            raise BadOption(f"data= holds {len(own)} data sets for {len(modules)} clients; give one each")
+        counts = None if class_counts is None else torch.as_tensor(class_counts)
+        extended = inputs if refit_inputs is None else Inputs.of(refit_inputs, tokenizer=tokenizer)
+        notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
+        return cls(
+            names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
+            own or (inputs,) * len(modules), counts, tuple(keys), seed, folded[-1].restore, notes,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+    @property
+    def equal_widths(self) -> bool:
+        """Whether every hidden space has one size in all clients."""
+        return all(space.size == graph[space.name].size for graph in self.graphs for space in self.graphs[-1].hidden)
+
+    @cached_property
+    def example(self) -> Batch:
+        """Two samples of the probe."""
+        return self.probe.example()
+
+    def changed(self, **fields: Any) -> Cohort:
+        """A copy with some fields replaced."""
+        return replace(self, **fields)
+
+
+def client_name(index: int) -> str:
+    """A, B, ..., Z, AA, AB, ..."""
+    name = ""
+    index += 1
+    while index:
+        index, letter = divmod(index - 1, 26)
+        name = chr(ord("A") + letter) + name
+    return name
+
+
+def check_parameters(module: nn.Module, name: str) -> None:
+    """Raise `NotFinite` for NaN or infinity among the parameters; buffers (masks) may hold what they like."""
+    for key, tensor in module.named_parameters():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise NotFinite(
+                f"'{key}' {list(tensor.shape)} of client '{name}' holds NaN or infinity; train it with a lower learning "
+                "rate, or leave the client out"
+            )
+
+
+def require_one_architecture(names: Sequence[str], modules: Sequence[nn.Module]) -> None:
+    """Raise `ArchitectureMismatch` naming the first tensor that two clients do not both have."""
+    shapes = [{name: tensor.dim() for name, tensor in module.state_dict().items()} for module in modules]
+    for name, shape in zip(names[1:], shapes[1:]):
+        if shape != shapes[0]:
+            differing = sorted(set(shape.items()) ^ set(shapes[0].items()))[0][0]
+            raise ArchitectureMismatch(
+                f"clients {names[0]} and {name} differ at '{differing}': they need the same layers "
+                f"({len(shapes[0])} and {len(shape)} tensors); fuse clients of one architecture and depth"
+            )
+
+
+def require_one_graph(names: Sequence[str], graphs: Sequence[SpaceGraph]) -> None:
+    """Raise `ArchitectureMismatch` when clients have other hidden spaces than the first."""
+    spaces = [[space.name for space in graph.hidden] for graph in graphs]
+    for name, other in zip(names[1:], spaces[1:]):
+        if other != spaces[0]:
+            odd = sorted(set(other) ^ set(spaces[0])) or ["their order"]
+            raise ArchitectureMismatch(
+                f"clients {names[0]} and {name} differ in hidden spaces at '{odd[0]}'; fuse clients of one architecture"
+            )
+
+
+def try_out(module: nn.Module, example: Batch, name: str) -> torch.Tensor:
+    """Outputs of two samples; raises `ProbeError` when the client rejects them or returns no tensor."""
+    for tensor in example.tensors:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ProbeError(f"the probe {list(tensor.shape)} holds NaN or infinity; drop those samples")
+    try:
+        with evaluating(module):
+            return unwrap(example.run(module))
+    except FeatalignError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in example.tensors)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ProbeError(
+            f"client {name} rejects the probe {shapes}: {reason}; pass inputs of the shape that the clients take"
+        ) from error
+
+
+def _task(
+    task: Task | str | None,
+    scored: Inputs | None,
+    probe: Inputs,
+    module: nn.Module,
+    outputs: torch.Tensor,
+    class_names: Sequence[str],
+) -> Task:
+    """The task, checked on the first evaluation batch."""
+    if scored is None:
+        batch = probe.example()
+        if task is None and batch.tokens is None:
+            return task_of("regression", outputs, batch)
+        return task_of(task, outputs, batch, class_names)
+    batch = scored.example(min(len(scored), 64) if scored.sized else 64)
+    with evaluating(module):
+        return task_of(task, unwrap(batch.run(module)), batch, class_names)

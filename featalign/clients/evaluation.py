@@ -1,0 +1,80 @@
+"""A network on data: its outputs, its metrics, and the ensemble of several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.data.batch import unwrap
+from featalign.data.inputs import Inputs
+from featalign.data.task import Scores, Task, task_of
+from featalign.data.tasks.classification import Classification
+from featalign.errors import BadOption
+from featalign.spaces.capture import evaluating
+
+
+def outputs(module: nn.Module, inputs: Any) -> torch.Tensor:
+    """Outputs `[samples, ...]` over all inputs, in eval mode, without gradients; training flags are restored.
+
+    `inputs` is whatever `Inputs.of` reads.
+    """
+    with evaluating(module):
+        return torch.cat([unwrap(batch.run(module)) for batch in Inputs.of(inputs)])
+
+
+def evaluate(module: nn.Module, inputs: Any, task: Task | str | None = None) -> dict[str, float]:
+    """`{metric: value}` of a network in eval mode, batch by batch.
+
+    Args:
+        inputs: `(inputs, targets)`, or whatever `Inputs.of` reads.
+        task: None is read off outputs and targets of the first batch.
+
+    Raises `TaskError` where outputs, targets and task do not fit.
+    """
+    scores: Scores | None = None
+    with evaluating(module):
+        for batch in Inputs.of(inputs, labelled=True):
+            found = unwrap(batch.run(module))
+            scores = scores or Scores(task_of(task, found, batch))
+            scores.update(found, batch)
+    assert scores is not None  # inputs give a batch or raise
+    return scores.result()
+
+
+class Ensemble(nn.Module):
+    """All networks kept, outputs combined as the task says: the ceiling that a single network is measured against.
+
+    Attributes:
+        members: the networks, called with whatever arguments the ensemble is called with.
+        weights: of the networks; equal ones by default.
+        task: how outputs combine; averaged probabilities for classification.
+        counts: `[networks, classes]` label counts, for tasks that can weigh networks by what they saw.
+        head: a readout target of the task to return instead (`mean-logits`: plain averages).
+    """
+
+    def __init__(
+        self,
+        modules: Sequence[nn.Module],
+        weights: Sequence[float] | None = None,
+        task: Task | None = None,
+        counts: torch.Tensor | None = None,
+        head: str | None = None,
+    ):
+        super().__init__()
+        self.members = nn.ModuleList(modules)
+        self.weights = tuple(weights) if weights is not None else (1 / len(modules),) * len(modules)
+        self.task = task or Classification()
+        self.counts, self.head = counts, head
+        if len(self.weights) != len(self.members):
+            raise BadOption(f"{len(self.weights)} weights for {len(self.members)} networks; give one each")
+        self.task.check_head(head)
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Combined outputs, shaped like one network's."""
+        found = [unwrap(member(*args, **kwargs)) for member in self.members]
+        if self.head is None:
+            return self.task.combine(found, self.weights, self.counts)
+        return self.task.head_target(found, self.weights, self.counts, self.head).to(found[0])

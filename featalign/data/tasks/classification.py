@@ -1,0 +1,208 @@
+"""One class per example, or per position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional as F
+
+from featalign.data.batch import Batch
+from featalign.data.task import FLOOR, IGNORED, TASKS, Metric, Task, average
+from featalign.errors import BadOption, TaskError
+
+
+@TASKS.register("classification")
+@dataclass(frozen=True)
+class Classification(Task):
+    """One class per example, or per position; one logit stands for two classes.
+
+    Attributes:
+        class_names: of the outputs, in order.
+        class_ids: the label that stands for each output, where labels are not 0, 1, 2, ...
+        class_dim: dimension of the outputs that holds the classes (1 for `[N, C, positions]`).
+        ignore: label of positions that do not count.
+    """
+
+    class_names: tuple[str, ...] = ()
+    class_ids: tuple[int, ...] | None = None
+    class_dim: int = -1
+    ignore: int = IGNORED
+    metrics: tuple[Metric, ...] = field(default=(Metric("accuracy", "%"), Metric("loss", "nats", False)), repr=False)
+
+    name: ClassVar[str] = "classification"
+    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits")
+
+    @classmethod
+    def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
+        """Whole numbers (or strings), one per row of the outputs; of a single output, 0 and 1 alone."""
+        targets = batch.targets
+        if targets is None or batch.self_labelled:
+            return None
+        if not hasattr(targets, "dtype") or getattr(targets.dtype, "kind", "i") in "OUS":
+            return cls()
+        targets = torch.as_tensor(targets)
+        if targets.is_floating_point() and not bool((targets == targets.round()).all()):
+            return None
+        rows = tuple(targets.shape[:-1] if targets.dim() > 1 and targets.shape[-1] == 1 else targets.shape)
+        if outputs.dim() == 1 or outputs.shape[-1] == 1:
+            binary = bool(((targets == 0) | (targets == 1) | (targets == IGNORED)).all())
+            return cls() if binary and rows == tuple(outputs.shape[: len(rows)]) else None
+        return cls() if rows in (tuple(outputs.shape[:-1]), _positions(outputs)) else None
+
+    def fitted(self, outputs: torch.Tensor, batch: Batch) -> Task:
+        """With the dimension of the outputs that holds the classes: the last, where both it and the second fit."""
+        if batch.targets is not None and outputs.dim() > 2 and self.class_dim == -1:
+            rows = tuple(self._labels(batch.targets).shape)
+            if rows != tuple(outputs.shape[:-1]) and rows == _positions(outputs):
+                return replace(self, class_dim=1)
+        return self
+
+    def outputs_for(self, batch: Batch) -> int:
+        """As many as there are names, ids or, without them, labels up to the largest."""
+        known = len(self.class_names) or len(self.class_ids or ())
+        return known or int(self._labels(self.targets(batch)).max()) + 1
+
+    def check(self, outputs: torch.Tensor, targets: Any) -> None:
+        found = self._labels(targets)
+        logits = self._logits(outputs)
+        if logits.shape[:-1] != found.shape:
+            raise TaskError(
+                f"outputs {list(outputs.shape)} and labels {list(found.shape)}: classification wants one label per "
+                f"row of {list(logits.shape[:-1])}; reshape the labels or pass task='regression' or 'multi-label'"
+            )
+        if self.class_ids is not None and len(self.class_ids) != logits.shape[-1]:
+            raise TaskError(f"{len(self.class_ids)} class_ids for {logits.shape[-1]} classes; give one per output")
+        kept = found[found != self.ignore]
+        if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= logits.shape[-1]):
+            raise TaskError(
+                f"labels run from {int(kept.min())} to {int(kept.max())}, the network has {logits.shape[-1]} outputs; "
+                "pass task=Classification(class_ids=...) with the label of each output"
+            )
+
+    def loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
+        logits, labels = self._rows(outputs, targets)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor]:
+        logits, labels = self._rows(outputs, targets)
+        return {
+            "accuracy": (logits.argmax(-1) == labels).double(),
+            "loss": F.cross_entropy(logits, labels, reduction="none"),
+        }
+
+    def combine(
+        self, outputs: Sequence[torch.Tensor], weights: Sequence[float], counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logarithm of the averaged softmax (of a single logit: the logit of the averaged probability)."""
+        return self._back(self.mixture(outputs, weights, counts).clamp_min(1e-30).log(), outputs[0]).to(outputs[0])
+
+    def head_target(
+        self,
+        outputs: Sequence[torch.Tensor],
+        weights: Sequence[float],
+        counts: torch.Tensor | None = None,
+        head: str | None = None,
+    ) -> torch.Tensor:
+        """`log-mixture`: log of the averaged softmax, clipped and centred over classes. `mean-logits`: their mean.
+
+        Averaged logits let a confident client that never saw a class veto it; averaged probabilities do not.
+        """
+        self.check_head(head)
+        if head == "mean-logits":
+            return average(outputs, weights)
+        target = self.mixture(outputs, weights, counts).clamp_min(1e-30).log().clamp_min(FLOOR)
+        return self._back(target - target.mean(-1, keepdim=True), outputs[0])
+
+    def mixture(
+        self, outputs: Sequence[torch.Tensor], weights: Sequence[float], counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Averaged softmax `[..., classes]`, float64: `sum_k lambda_k softmax(logits_k)`, renormalised.
+
+        With `counts [clients, classes]` each client speaks for a class in proportion to how much of it it has seen,
+        `lambda_k n_k(y) / sum_j lambda_j n_j(y)`: knowledge of label counts, not of labels.
+        """
+        logits = [self._logits(output) for output in outputs]
+        classes = logits[0].shape[-1]
+        share = torch.as_tensor(weights, dtype=torch.float64, device=logits[0].device)[:, None].expand(-1, classes)
+        if counts is not None:
+            counts = torch.as_tensor(counts, dtype=torch.float64, device=logits[0].device)
+            if counts.shape != (len(logits), classes):
+                raise BadOption(f"class_counts {list(counts.shape)}; give [{len(logits)}, {classes}]")
+            if not torch.isfinite(counts).all() or bool((counts < 0).any()) or not bool(counts.sum() > 0):
+                raise BadOption("class_counts must be finite, non-negative and not all zero")
+            spoken = share * counts
+            total = spoken.sum(0, keepdim=True)
+            share = torch.where(total > 0, spoken / total.clamp_min(1e-300), share)  # a class nobody saw: as without
+        mixed = torch.stack([w * z.double().softmax(-1) for w, z in zip(share, logits)]).sum(0)
+        return mixed / mixed.sum(-1, keepdim=True)
+
+    def labels(self, targets: Any) -> torch.Tensor | None:
+        found = self._labels(targets)
+        return found if found.dim() == 1 else None
+
+    def _logits(self, outputs: torch.Tensor) -> torch.Tensor:
+        """`[..., classes]`; a single logit `z` is the pair `(0, z)`."""
+        if outputs.dim() == 1:
+            outputs = outputs[:, None]
+        logits = outputs.movedim(self.class_dim, -1)
+        return torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
+
+    def _back(self, logs: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """From `[..., classes]` to the outputs' own layout."""
+        if like.dim() == 1 or like.shape[self.class_dim] == 1:
+            logs = logs[..., 1:] - logs[..., :1]
+        return logs[:, 0] if like.dim() == 1 else logs.movedim(-1, self.class_dim)
+
+    def _labels(self, targets: Any) -> torch.Tensor:
+        """Positions of the outputs, int64; raises `TaskError` for labels that are no class ids."""
+        if not isinstance(targets, torch.Tensor):
+            targets = torch.as_tensor(self._named(targets.tolist() if hasattr(targets, "dtype") else list(targets)))
+        if targets.is_floating_point() and not bool((targets == targets.round()).all()):
+            raise TaskError(f"labels are {targets.dtype} with fractions or NaN; pass task='regression' or class ids")
+        found = targets.long()
+        if found.dim() > 1 and found.shape[-1] == 1:
+            found = found.squeeze(-1)
+        if self.class_ids is not None:
+            ids = torch.as_tensor(self.class_ids, device=found.device)
+            match = found[..., None] == ids
+            unknown_ids = ~match.any(-1) & (found != self.ignore)
+            if bool(unknown_ids.any()):
+                raise TaskError(f"label {int(found[unknown_ids][0])} is not among class_ids {list(self.class_ids)}")
+            found = torch.where(found == self.ignore, found, match.int().argmax(-1))
+        return found
+
+    def _named(self, items: list[Any]) -> list[Any]:
+        """Labels with the names of classes replaced by their positions."""
+        if not items or not isinstance(items[0], str):
+            if bad := next(
+                (item for item in items if not isinstance(item, (int, float, list, tuple, torch.Tensor))), None
+            ):
+                raise TaskError(f"label {bad!r} is a {type(bad).__name__}; pass integers or names of classes")
+            return items
+        places = {name: k for k, name in enumerate(self.class_names)}
+        if (unknown := next((item for item in items if item not in places), None)) is not None:
+            known = f" ({', '.join(self.class_names[:10])})" if self.class_names else ""
+            raise TaskError(
+                f"label '{unknown}' is a string that names no class{known}; pass integers, or "
+                "task=Classification(class_names=[...]) in the order of the outputs"
+            )
+        ids = self.class_ids or range(len(places))
+        return [ids[places[item]] for item in items]
+
+    def _rows(self, outputs: torch.Tensor, targets: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(logits [elements, classes], labels [elements])` of what counts."""
+        logits, labels = self._logits(outputs), self._labels(targets).to(outputs.device)
+        kept = labels != self.ignore
+        if bool(kept.all()):
+            logits, labels = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+        else:
+            logits, labels = logits[kept], labels[kept]
+        return logits.float() if logits.dtype.itemsize < 4 else logits, labels
+
+
+def _positions(outputs: torch.Tensor) -> tuple[int, ...]:
+    """Shape of the labels of outputs `[N, classes, *positions]`."""
+    return (outputs.shape[0], *outputs.shape[2:])

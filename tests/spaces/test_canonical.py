@@ -1,0 +1,109 @@
+"""Canonical form: norms folded, the function unchanged, rotations admissible, and back into the layout that came in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from featalign.errors import SpaceMismatch
+from featalign.spaces import Symmetry, canonical, check, moved, rebuilt, trace
+from featalign.spaces.capture import outputs_of
+from featalign.spaces.check import output_change, random_transform
+from tests.spaces.zoo import ZOO, shake
+
+
+def lens(kind: str, parallel: bool = False) -> tuple[nn.Module, Any]:
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    config = HookedTransformerConfig(
+        n_layers=2, d_model=24, n_ctx=12, d_head=8, n_heads=3, d_mlp=30, d_vocab=40, act_fn="gelu",
+        normalization_type=kind, parallel_attn_mlp=parallel, device="cpu", seed=0,
+    )  # fmt: skip
+    return HookedTransformer(config), torch.randint(0, 40, (2, 7))
+
+
+class PlainRMS(nn.Module):
+    """torch's RMSNorm with trained gains, read by Linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(40, 20)
+        self.norms = nn.ModuleList(nn.RMSNorm(20) for _ in range(2))
+        self.up, self.down, self.head = nn.Linear(20, 30), nn.Linear(30, 20), nn.Linear(20, 5)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embed(ids)
+        x = x + self.down(self.up(self.norms[0](x)).relu())
+        return self.head(self.norms[1](x).mean(1))
+
+
+BUILDERS: dict[str, Any] = {
+    **{name: ZOO[name] for name in ("vit", "decoder", "hf-gpt2", "hf-llama", "hf-llama-tied", "hf-qwen2", "hf-vit")},
+    "hf-neox": ZOO["hf-neox"],
+    "lens": lambda: lens("LN"),
+    "lens-parallel": lambda: lens("LN", True),
+    "lens-pre": lambda: lens("LNPre"),
+    "lens-rms": lambda: lens("RMS"),
+    "torch-rms": lambda: (PlainRMS(), torch.randint(0, 40, (2, 6))),
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", BUILDERS)
+def test_folding_keeps_the_function_and_frees_rotations(name: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    module, example = BUILDERS[name]()
+    reference = outputs_of(shake(module), example)
+    state = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    found = canonical(module, example)
+    assert found.folded and not any("not folded" in note for note in found.notes)
+    assert output_change(reference, outputs_of(found.module, example)) < 1e-4
+    assert all(torch.equal(tensor, state[key]) for key, tensor in module.state_dict().items())
+    graph = trace(found.module, example)
+    streams = [space for space in graph.hidden if any(site.module in found.folded for site in space.sites)]
+    assert streams and all(space.symmetry in (Symmetry.ORTHOGONAL, Symmetry.LINEAR) for space in streams)
+    check(graph, found.module, example)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_rotated_networks_come_back_in_their_layout(name: str) -> None:
+    torch.manual_seed(0)
+    module, example = BUILDERS[name]()
+    reference = outputs_of(shake(module), example)
+    found = canonical(module, example)
+    graph = trace(found.module, example)
+    generator = torch.Generator().manual_seed(1)
+    maps = {s.name: random_transform(s.size, s.symmetry, generator) for s in graph.hidden if s.name in ("embed", "wte")
+            or any(site.module in found.folded for site in s.sites)}  # fmt: skip
+    turned = rebuilt(found.module, moved(found.module, graph, maps))
+    back = found.restore(turned.state_dict())
+    assert type(back) is type(module)
+    assert output_change(reference, outputs_of(back, example)) < 1e-3
+    keys, own = set(back.state_dict()), set(module.state_dict())
+    assert keys == own
+    for name_, part in back.named_modules():
+        if isinstance(part, nn.LayerNorm) and name_ in found.folded:
+            assert torch.equal(part.weight, torch.ones_like(part.weight))
+
+
+def test_what_a_layer_norm_cannot_hold_is_said() -> None:
+    torch.manual_seed(0)
+    module, example = ZOO["decoder"]()
+    found = canonical(shake(module), example)
+    state = found.module.state_dict()
+    weights = {name for name, _ in found.module.named_parameters()}
+    full = {name: t + 0.1 * torch.randn_like(t) if name in weights else t for name, t in state.items()}
+    with pytest.raises(SpaceMismatch, match="in every direction"):
+        found.restore(full)
+
+
+@pytest.mark.parametrize("name", ["hf-bert", "gated-tied", "torch-encoder", "hf-clip-vision", "mlp", "resnet20-layer"])
+def test_what_cannot_be_folded_is_left_alone(name: str) -> None:
+    torch.manual_seed(0)
+    module, example = ZOO[name]()
+    found = canonical(shake(module), example)
+    assert found.module is module and not found.folded and found.restore(module) is module
+    assert name in ("mlp", "resnet20-layer") or any("not folded" in note for note in found.notes)
