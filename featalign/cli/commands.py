@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
@@ -22,6 +26,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+INTERRUPTED = 130  # exit status after Ctrl-C
+
+
+@app.callback()
+def featalign(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+    """Options of every command; `main` reads `--debug` wherever it stands."""
+
+
 app.add_typer(bench, name="bench")
 app.add_typer(toy, name="toy")
 app.add_typer(data, name="data")
@@ -135,13 +147,56 @@ def _note(message: Warning | str, *_where: Any, **_more: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: every `FeatalignError` becomes one line on standard error and exit status 2."""
+    """Entry point: a `FeatalignError` or an `OSError` is one line on standard error and exit status 2.
+
+    `--debug` anywhere on the command line, or FEATALIGN_DEBUG=1, shows the traceback instead.
+    """
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("FEATALIGN_DEBUG", "0") not in {"", "0"}
     warnings.showwarning = _note
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a locale without the letters of a table still shows the table
     try:
-        app()
-    except FeatalignError as error:
-        typer.secho(f"{type(error).__name__}: {error}", fg=typer.colors.RED, err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.secho("interrupted; finished clients are cached, run the same command to go on", err=True)
-        sys.exit(130)
+        status = _run(arguments)
+    except (FeatalignError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        _complain(error)
+        status = 2
+    sys.exit(status)
+
+
+def _run(arguments: list[str]) -> int:
+    """Run a command; its output is flushed here, where a full disk or a closed pipe can still be told."""
+    try:
+        app(args=arguments)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, OSError):  # a closed pipe, which typer leaves in silence
+            raise stop.__context__ from None
+        if stop.code == INTERRUPTED:
+            typer.secho("interrupted; finished clients are cached, run the same command to go on", err=True)
+        sys.stdout.flush()
+        return int(stop.code or 0)
+    sys.stdout.flush()
+    return 0
+
+
+def _complain(error: Exception) -> None:
+    """One line for an error, even when standard output or standard error is gone."""
+    if isinstance(error, OSError):
+        _close(sys.stdout)
+        place = f"'{error.filename}': " if error.filename else ""
+        text = f"OSError: {place}{error.strerror or error}; --debug shows where"
+    else:
+        text = f"{type(error).__name__}: {error}"
+    try:
+        typer.secho(" ".join(text.split()), fg=typer.colors.RED, err=True)
+    except OSError:
+        _close(sys.stderr)
+
+
+def _close(stream: TextIO) -> None:
+    """Send what a stream still holds nowhere, so that Python does not try again when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

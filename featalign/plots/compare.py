@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from featalign.plots.style import ACCENT, FEATURE, NEURON, NULL, REFERENCE, heatmap, styled
+from featalign.plots.style import ACCENT, FEATURE, NEURON, NULL, REFERENCE, heatmap, label, styled
 
 BASIS_COLOURS = {"none": NULL, "neuron": NEURON, "feature": FEATURE, "pool": ACCENT}
 BASIS_NAMES = {"none": "no alignment", "neuron": "neuron basis", "feature": "feature basis", "pool": "unit pool"}
@@ -36,18 +36,19 @@ def accuracy(content: Mapping[str, Any]) -> go.Figure:
         colour = REFERENCE if entry["kind"] in {"client", "ensemble"} else BASIS_COLOURS[entry["basis"]]
         values = [100 * value for value in entry["accuracy"]["values"]]
         figure.add_bar(
-            y=[name], x=[float(np.mean(values))], orientation="h", marker_color=colour, opacity=0.35, showlegend=False,
-            hovertemplate="%{y}: %{x:.2f} %<extra></extra>",
+            y=[label(name)], x=[float(np.mean(values))], orientation="h", marker_color=colour, opacity=0.35,
+            hovertemplate="%{y}: %{x:.2f} %<extra></extra>", showlegend=False,
         )  # fmt: skip
         figure.add_scatter(
-            y=[name] * len(values), x=values, mode="markers", marker={"color": colour, "size": 8}, showlegend=False,
+            y=[label(name)] * len(values), x=values, mode="markers", marker={"color": colour, "size": 8},
             hovertemplate="seed %{customdata}: %{x:.2f} %<extra></extra>", customdata=list(range(len(values))),
+            showlegend=False,
         )  # fmt: skip
-    for colour, label in [
+    for colour, meaning in [
         (REFERENCE, "clients and ensembles"),
         *((BASIS_COLOURS[b], BASIS_NAMES[b]) for b in BASIS_NAMES),
     ]:
-        figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": colour, "size": 10}, name=label)
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker={"color": colour, "size": 10}, name=meaning)
     styled(figure, "Accuracy on held-out data (points: seeds)", "accuracy, %", "", height=160 + 24 * len(methods))
     figure.update_layout(barmode="overlay", margin={"l": 170}, legend={"orientation": "h", "y": -0.12})
     return figure
@@ -72,18 +73,19 @@ def mixing_curves(content: Mapping[str, Any]) -> go.Figure:
             symbols[method] = choices[counters.get(entry["basis"], 0) % len(choices)]
             counters[entry["basis"]] = counters.get(entry["basis"], 0) + 1
         figure.add_scatter(
-            x=curve["mixing"], y=[100 * point["mean"] for point in curve["accuracy"]], name=name, mode="lines+markers",
+            x=curve["mixing"], y=[100 * point["mean"] for point in curve["accuracy"]], name=label(name),
+            mode="lines+markers",
             error_y={"array": [100 * point["std"] for point in curve["accuracy"]], "thickness": 1, "width": 2},
             line={"color": BASIS_COLOURS[entry["basis"]], "dash": "solid" if entry["detail"]["refitted"] else "dot"},
             marker={"symbol": symbols[method], "size": 8},
             visible="legendonly" if method == "feature-fold" else True,
         )  # fmt: skip
     best = max(e["accuracy"]["mean"] for n, e in content["methods"].items() if n.startswith("client-"))
-    for value, label in (
+    for value, meaning in (
         (best, "best client"),
         (content["methods"]["ensemble-softmax"]["accuracy"]["mean"], "ensemble"),
     ):
-        figure.add_hline(y=100 * value, line={"color": REFERENCE, "dash": "dash", "width": 1}, annotation_text=label)
+        figure.add_hline(y=100 * value, line={"color": REFERENCE, "dash": "dash", "width": 1}, annotation_text=meaning)
     title = "Accuracy along the mixing weight (dotted: fused, solid: fused and refitted)"
     return styled(figure, title, "weight of the first client", "accuracy, %", height=520)
 
@@ -106,7 +108,7 @@ def plans(matrices: Mapping[str, np.ndarray], space: str) -> go.Figure:
     figure.update_xaxes(title_text="latents of the reference", row=1, col=2)
     figure.update_yaxes(title_text="units of client A", row=1, col=1)
     figure.update_yaxes(title_text="latents of client A", row=1, col=2)
-    styled(figure, f"{space}: who matches whom (matched pairs first, best on top)", height=500)
+    styled(figure, f"{label(space)}: who matches whom (matched pairs first, best on top)", height=500)
     figure.update_layout(margin={"t": 92})
     return figure
 
@@ -124,12 +126,12 @@ def correlations(matrices: Mapping[str, np.ndarray], space: str) -> go.Figure:
         rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.06, subplot_titles=("neuron basis", "feature basis")
     )
     for column, (basis, colour) in enumerate((("neuron", NEURON), ("feature", FEATURE)), start=1):
-        for key, label, shade in (("null", "best under the null", NULL), ("matched", f"matched {basis}s", colour)):
+        for key, meaning, shade in (("null", "best under the null", NULL), ("matched", f"matched {basis}s", colour)):
             values = matrices[f"{space}/{basis}/{key}"]
             counts, edges = np.histogram(values, bins=40, range=(0, 1))
             figure.add_bar(
                 x=((edges[1:] + edges[:-1]) / 2).round(4), y=(counts / max(len(values), 1)).round(5), width=1 / 40,
-                marker_color=shade, opacity=0.65, name=label, row=1, col=column,
+                marker_color=shade, opacity=0.65, name=meaning, row=1, col=column,
                 showlegend=column == 1 or key != "null",
             )  # fmt: skip
         threshold = float(matrices[f"{space}/{basis}/threshold"][0])
@@ -143,7 +145,7 @@ def correlations(matrices: Mapping[str, np.ndarray], space: str) -> go.Figure:
         )
         figure.update_xaxes(title_text="correlation over the probe", range=[0, 1.02], row=1, col=column)
     figure.update_yaxes(title_text="share", row=1, col=1)
-    styled(figure, f"{space}: matched correlations against the null", height=370)
+    styled(figure, f"{label(space)}: matched correlations against the null", height=370)
     figure.update_layout(barmode="overlay", bargap=0, margin={"t": 92})
     return figure
 
@@ -157,7 +159,7 @@ def polysemanticity(content: Mapping[str, Any]) -> go.Figure:
         subplot_titles=("effective number of features per unit", "class selectivity"),
     )
     rows = [
-        (f"{space}, {entry['client']}", entry)
+        (f"{label(space)}, {label(entry['client'])}", entry)
         for space, seeds in content["spaces"].items()
         for entry in seeds["seeds"][0]["polysemanticity"]
     ]
@@ -168,11 +170,11 @@ def polysemanticity(content: Mapping[str, Any]) -> go.Figure:
         ("unit_selectivity_null", "units, labels shuffled", NULL, 2),
         ("latent_selectivity_null", "latents, labels shuffled", REFERENCE, 2),
     )
-    for key, label, colour, column in keys:
+    for key, meaning, colour, column in keys:
         kept = [(place, entry[key]) for place, entry in rows if entry[key]["count"]]
         figure.add_scatter(
-            x=[place for place, _ in kept], y=[value["quartiles"][1] for _, value in kept], name=label, mode="markers",
-            marker={"color": colour, "size": 10},
+            x=[place for place, _ in kept], y=[value["quartiles"][1] for _, value in kept], name=meaning,
+            mode="markers", marker={"color": colour, "size": 10},
             error_y={
                 "type": "data", "symmetric": False, "thickness": 1.5,
                 "array": [value["quartiles"][2] - value["quartiles"][1] for _, value in kept],

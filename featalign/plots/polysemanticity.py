@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from featalign.plots.style import CATEGORIES, FEATURE, NULL, REFERENCE, styled
+from featalign.plots.style import CATEGORIES, FEATURE, NULL, REFERENCE, label, styled
 
 
 def effective_features(layer: Mapping[str, Any], name: str = "") -> go.Figure:
@@ -19,18 +19,18 @@ def effective_features(layer: Mapping[str, Any], name: str = "") -> go.Figure:
         ("shuffled weights", layer["per_unit_control"], NULL),
         ("random dictionary", layer["per_unit_random"], REFERENCE),
     )
-    for label, values, colour in rows:
+    for meaning, values, colour in rows:
         kept = np.asarray([value for value in values if value is not None], dtype=float)
         kept = kept[np.isfinite(kept)]
         if len(kept):
             figure.add_trace(
                 go.Violin(
-                    x=kept, name=label, line_color=colour, orientation="h", side="positive", width=1.6, points=False,
+                    x=kept, name=meaning, line_color=colour, orientation="h", side="positive", width=1.6, points=False,
                     meanline_visible=True, spanmode="hard",
                 )
             )  # fmt: skip
     figure.update_layout(showlegend=False, violingap=0.1)
-    return styled(figure, f"Effective features per unit, {name}", "effective features exp(H)", "", 300)
+    return styled(figure, f"Effective features per unit, {label(name)}", "effective features exp(H)", "", 300)
 
 
 def psi_curves(layer: Mapping[str, Any], name: str = "") -> go.Figure:
@@ -53,7 +53,7 @@ def psi_curves(layer: Mapping[str, Any], name: str = "") -> go.Figure:
             )  # fmt: skip
     figure.update_xaxes(type="log")
     return styled(
-        figure, f"Superposition psi along width and sparsity, {name}", "L0", "effective features / units", 380
+        figure, f"Superposition psi along width and sparsity, {label(name)}", "L0", "effective features / units", 380
     )
 
 
@@ -71,7 +71,9 @@ def pareto(rows: Sequence[Mapping[str, Any]], name: str = "") -> go.Figure:
             )
         )  # fmt: skip
     figure.update_xaxes(type="log")
-    return styled(figure, f"Explained variance against sparsity, {name}", "L0", "held-out explained variance", 340)
+    return styled(
+        figure, f"Explained variance against sparsity, {label(name)}", "L0", "held-out explained variance", 340
+    )
 
 
 def _over_seeds(rows: Sequence[Mapping[str, Any]], value: str) -> list[tuple[float, float, float, float]]:

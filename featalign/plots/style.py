@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
+import re
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ CLIENTS = ("#30638e", "#e07a5f", "#81b29a", "#8d6a9f", "#c8963e", "#5b8e7d", "#b
 CATEGORIES = (FEATURE, NEURON, ACCENT, "#30638e", "#8d6a9f", "#81b29a", "#e07a5f", REFERENCE, NULL, "#5b8e7d")
 SEQUENTIAL = [[0.0, "#ffffff"], [0.25, "#cfe6ea"], [0.5, "#7fbcc6"], [0.75, "#2b93a3"], [1.0, "#003d47"]]
 DIVERGING = [[0.0, "#b23a48"], [0.25, "#e8b4b8"], [0.5, "#ffffff"], [0.75, "#a9cfe0"], [1.0, "#1d5c7d"]]
+_TAG = re.compile(r"<(?!(?:/?(?:b|i|sub|sup|extra)|br)>)", re.IGNORECASE)
+_LONGEST = 60  # letters of a name in a figure
 FONT = "Inter, 'Helvetica Neue', Arial, sans-serif"
 
 
@@ -51,3 +56,21 @@ def heatmap(values: np.ndarray, low: float | None = None, high: float | None = N
     colorbar = {"tickvals": ticks, "ticktext": [f"{low + span * tick / 255:.2f}" for tick in ticks], "thickness": 12}
     options = {"colorscale": SEQUENTIAL, "zmin": 0, "zmax": 255, "colorbar": colorbar, **options}
     return go.Heatmap(z=levels, hovertemplate="row %{y}, column %{x}<extra></extra>", **options)
+
+
+def label(name: object) -> str:
+    """A name as plotly shows it letter by letter: entities for what would be a tag, long ones cut in the middle."""
+    text = " ".join(str(name).split())
+    if len(text) > _LONGEST:
+        digest = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:4]
+        text = f"{text[:32]}…{digest}…{text[-16:]}"
+    return html.escape(text, quote=False)
+
+
+def without_tags(value: Any) -> Any:
+    """A figure's JSON in which no tag is left but `<br>`, `<b>`, `<i>`, `<sub>`, `<sup>` and `<extra>`, bare ones."""
+    if isinstance(value, dict):
+        return {key: item if key == "bdata" else without_tags(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_tags(item) for item in value]
+    return _TAG.sub("&lt;", value) if isinstance(value, str) else value

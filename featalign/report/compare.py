@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from featalign import storage
-from featalign.report.page import Section, data_block, page
+from featalign.report.page import Section, drawing, page, paragraph, rich, write_page
 
 
 def build(folder: Path | str) -> Path:
@@ -23,7 +23,9 @@ def build(folder: Path | str) -> Path:
     tensors = storage.load_tensors(folder / "matrices.safetensors")
     matrices = {name: tensor.numpy() for name, tensor in tensors.items()}
     browser = storage.read_json(folder / "browser.json")
-    return storage.write_bytes(folder / "report.html", compare_page(content, matrices, browser).encode())
+    with drawing(folder):
+        text = compare_page(content, matrices, browser)
+    return write_page(folder / "report.html", text)
 
 
 def compare_page(content: Mapping[str, Any], matrices: Mapping[str, np.ndarray], browser: Mapping[str, Any]) -> str:
@@ -48,19 +50,20 @@ def compare_page(content: Mapping[str, Any], matrices: Mapping[str, np.ndarray],
         sections.append(
             Section("Aligned-feature browser")
             .text(
-                "Click a pair of latents that the feature plan matched: the evaluation inputs that drive it most in "
-                "each client, its class profile, its match score. Under <i>only in</i> are latents without a "
-                "partner: what one client knows and the other does not. First seed; strongest latents first."
+                rich(
+                    "Click a pair of latents that the feature plan matched: the evaluation inputs that drive it most "
+                    "in each client, its class profile, its match score. Under <i>only in</i> are latents without a "
+                    "partner: what one client knows and the other does not. First seed; strongest latents first."
+                )
             )
-            .raw('<div id="browser"></div>')
-            .raw(data_block("browser-data", browser))
+            .widget("aligned-features", "browser", browser)
         )
         sections.append(_polysemanticity(content).figure(drawn["polysemanticity"]))
         sections.append(_dictionaries(content))
     sections.append(_data(content))
     sections.append(_provenance(content))
     title = f"featalign: {config['dataset']}, {config['split']}, {config['clients']} clients"
-    return page(title, _lead(content), sections, ("browser.js",))
+    return page(title, _lead(content), sections)
 
 
 def percent(value: float | None, digits: int = 2) -> str:
@@ -78,40 +81,39 @@ def best_row(content: Mapping[str, Any], *kinds: str, basis: str | None = None) 
     return max(rows, key=lambda name: rows[name]) if rows else None
 
 
-def _lead(content: Mapping[str, Any]) -> str:
+def _lead(content: Mapping[str, Any]) -> list[Markup]:
     """The finding in two or three sentences."""
     methods, config = content["methods"], content["config"]
     mean = {name: entry["accuracy"]["mean"] for name, entry in methods.items()}
     client, one_shot = best_row(content, "client"), best_row(content, "one-shot", "one-shot + refit")
-    parts = [
-        f"<p>Best client alone {percent(mean[client or ''])} %, ensemble of all {percent(mean['ensemble-softmax'])} %."
-    ]
+    best, ensemble = percent(mean[client or ""]), percent(mean["ensemble-softmax"])
+    parts = [rich("Best client alone {} %, ensemble of all {} %.", best, ensemble)]
     if "vanilla" in mean:
-        parts.append(f" Averaging position by position gives {percent(mean['vanilla'])} %.")
+        parts.append(rich("Averaging position by position gives {} %.", percent(mean["vanilla"])))
     if one_shot:
-        parts.append(
-            f" The best single fused network is <code>{html.escape(one_shot)}</code> with {percent(mean[one_shot])} %."
-        )
+        words = "The best single fused network is <code>{}</code> with {} %."
+        parts.append(rich(words, one_shot, percent(mean[one_shot])))
     feature = best_row(content, "one-shot", "one-shot + refit", basis="feature")
     neuron = best_row(content, "one-shot", "one-shot + refit", basis="neuron")
     if feature and neuron:
-        parts.append(
-            f' Best in the <b class="neuron">neuron basis</b>: {percent(mean[neuron])} % ({html.escape(neuron)}); '
-            f'best in the <b class="feature">feature basis</b>: {percent(mean[feature])} % ({html.escape(feature)}).'
+        words = (
+            'Best in the <b class="neuron">neuron basis</b>: {} % ({}); best in the '
+            '<b class="feature">feature basis</b>: {} % ({}).'
         )
-    parts.append("</p>")
+        parts.append(rich(words, percent(mean[neuron]), neuron, percent(mean[feature]), feature))
+    found = [paragraph(Markup(" ").join(parts))]
     matched = [
         f"{name}: units {_mean(space, 'neuron'):.2f}, features {_mean(space, 'feature'):.2f}"
         for name, space in content["spaces"].items()
     ]
     if matched:
-        parts.append(f"<p>Mean correlation of matched pairs by space: {html.escape('; '.join(matched))}.</p>")
+        found.append(paragraph(f"Mean correlation of matched pairs by space: {'; '.join(matched)}."))
     shown = f"{config['probe']} unlabelled probe inputs, augmentation “{config['augment']}”"
-    parts.append(
-        f'<p class="note">{config["seeds"]} seed(s), {shown}, mixing weight {config["mixing"]:.3g}, no labels used in '
-        "fusion. All refits see the same inputs.</p>"
+    text = (
+        f"{config['seeds']} seed(s), {shown}, mixing weight {config['mixing']:.3g}, no labels used in fusion. "
+        "All refits see the same inputs."
     )
-    return "".join(parts)
+    return [*found, paragraph(text, note=True)]
 
 
 def distance(content: Mapping[str, Any]) -> str:
@@ -175,17 +177,16 @@ def _signed(value: float) -> str:
 def _space(name: str, space: Mapping[str, Any]) -> Section:
     first = space["seeds"][0]
     regime = first["regime"]
-    section = Section(f"Space {name}").raw(
-        f'<div class="verdict"><b>{html.escape(regime["name"])}</b>, recommended decode: '
-        f"<b>{html.escape(regime['recommended'])}</b>. {html.escape(regime['explanation'])}</div>"
-    )
+    words = "<b>{name}</b>, recommended decode: <b>{recommended}</b>. {explanation}"
+    named = {key: regime[key] for key in ("name", "recommended", "explanation")}
+    section = Section(f"Space {name}").verdict(rich(words, **named))
     keys = (
         ("permutation", "best permutation"), ("orthogonal", "best rotation"), ("linear", "best linear map"),
         ("features", "matched features"),
     )  # fmt: skip
     explained = [[label, *_over_seeds(space, key)] for key, label in keys if regime.get(key) is not None]
     section.text(
-        f"{first['size']} units, symmetry {html.escape(first['symmetry'])}. How much of the reference's variance "
+        f"{first['size']} units, symmetry {first['symmetry']}. How much of the reference's variance "
         "client A's activations explain, held out:"
     ).table(["map", "explained variance", "seeds"], explained)
     rows = []
@@ -197,10 +198,11 @@ def _space(name: str, space: Mapping[str, Any]) -> Section:
     ).table(["method", "explained variance", "commutation defect", "round trip"], rows)
     plan = first["feature"]
     section.text(
-        f'<span class="note">Feature plan: {plan["pairs"]} pairs among {plan["alive"][0]} and {plan["alive"][1]} alive '
+        f"Feature plan: {plan['pairs']} pairs among {plan['alive'][0]} and {plan['alive'][1]} alive "
         f"latents, value {plan['value']:.4f}, lower bound {plan['lower_bound']:.4f}, gap {plan['gap']:.1e}; "
         f"{percent(plan['matched_energy'][0], 0)} % and {percent(plan['matched_energy'][1], 0)} % of the code "
-        "energy is matched.</span>"
+        "energy is matched.",
+        note=True,
     )
     return section
 
@@ -212,9 +214,11 @@ def _over_seeds(space: Mapping[str, Any], key: str) -> tuple[str, str]:
 
 def _polysemanticity(content: Mapping[str, Any]) -> Section:
     return Section("Polysemanticity").text(
-        "Left: how many dictionary features one unit carries, <code>exp(H(r))</code> of variance shares. Right: "
-        "class selectivity of units and of latents, and both after shuffling labels. Sparse codes are selective by "
-        "chance more often than dense ones: compare each with its own null."
+        rich(
+            "Left: how many dictionary features one unit carries, <code>exp(H(r))</code> of variance shares. Right: "
+            "class selectivity of units and of latents, and both after shuffling labels. Sparse codes are selective by "
+            "chance more often than dense ones: compare each with its own null."
+        )
     )
 
 
@@ -246,7 +250,7 @@ def _provenance(content: Mapping[str, Any]) -> Section:
     rows = [[name, value] for name, value in content["config"].items()]
     return (
         Section("How this page was made")
-        .raw("<pre>featalign compare --config config.toml --out NEW_FOLDER</pre>")
-        .text(f'<span class="note">{html.escape(versions)}</span>')
+        .code("featalign compare --config config.toml --out NEW_FOLDER")
+        .text(versions, note=True)
         .table(["option", "value"], rows)
     )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from featalign import storage
-from featalign.report.page import Section, data_block, page
+from featalign.report.page import Section, drawing, page, paragraph, rich, write_page
 
 
 def build_diagnosis(folder: Path | str) -> Path:
     """Write `report.html` into a diagnosis folder and return its path; raises `CorruptFile` for damaged files."""
     folder = Path(folder)
     content, browser = storage.read_json(folder / "results.json"), storage.read_json(folder / "browser.json")
-    return storage.write_bytes(folder / "report.html", diagnosis_page(content, browser).encode())
+    with drawing(folder):
+        text = diagnosis_page(content, browser)
+    return write_page(folder / "report.html", text)
 
 
 def diagnosis_page(content: Mapping[str, Any], browser: Mapping[str, Any]) -> str:
@@ -24,24 +25,25 @@ def diagnosis_page(content: Mapping[str, Any], browser: Mapping[str, Any]) -> st
 
     sections = [_verdicts(content), _browser(browser)]
     for name, layer in content["layers"].items():
-        section = Section(f"Layer {name}").raw(f'<p class="verdict">{html.escape(layer["verdict"])}</p>')
+        section = Section(f"Layer {name}").verdict(layer["verdict"])
         section.figure(polysemanticity.effective_features(layer, name))
         section.figure(polysemanticity.psi_curves(layer, name)).figure(polysemanticity.pareto(layer["sweep"], name))
         sections.append(section)
     sections += [_measures(content), _quality(content), _limits(content)]
-    lead = (
+    lead = rich(
         "How many features does each unit carry, and would we see the same in a network that learned nothing? "
-        f'<b class="feature">{len(content["layers"])} hidden layers</b>, {content["facts"]["samples"]} inputs, '
-        f"dictionaries from {len(content['facts']['seeds'])} seeds. Every number has its control beside it."
-    )
-    return page(f"Polysemanticity of {content['title']}", lead, sections, ("diagnose.js",))
+        '<b class="feature">{} hidden layers</b>, {} inputs, dictionaries from {} seeds. Every number has its control '
+        "beside it.",
+        len(content["layers"]), content["facts"]["samples"], len(content["facts"]["seeds"]),
+    )  # fmt: skip
+    return page(f"Polysemanticity of {content['title']}", [paragraph(lead)], sections)
 
 
 def _verdicts(content: Mapping[str, Any]) -> Section:
     section = Section("Verdict")
     for name, layer in content["layers"].items():
-        words = f"<b>{html.escape(name)}</b> ({layer['units']} units). {html.escape(layer['verdict'])} "
-        section.raw(f'<p class="verdict">{words}{html.escape(layer["classes"])}</p>')
+        words = "<b>{}</b> ({} units). {} {}"
+        section.verdict(rich(words, name, layer["units"], layer["verdict"], layer["classes"]))
     return section
 
 
@@ -53,8 +55,7 @@ def _browser(browser: Mapping[str, Any]) -> Section:
             "feature to see the units it lives on. Thumbnails are the inputs that drive it most; for features also "
             "inputs at the quartiles of their firing, where the label of a feature must still hold."
         )
-        .raw('<div id="diagnosis"></div>')
-        .raw(data_block("diagnosis-data", browser))
+        .widget("units-and-features", "diagnosis", browser)
     )
 
 

@@ -1,81 +1,146 @@
-"""The page shell that every report shares: one self-contained HTML file, no network, plotly.js inlined once."""
+"""The page kit: one self-contained HTML file from sections, tables, figures and widgets, no network.
+
+Everything that is not `Markup` is escaped by the template engine; rich text comes from `rich` alone. Data travels in
+JSON blocks without `<`, `>` and `&`. The page's policy runs nothing but the two scripts of the kit, by their hashes.
+"""
 
 from __future__ import annotations
 
-import html
+import base64
+import functools
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import jinja2
+from markupsafe import Markup
+
+from featalign import storage
+from featalign.errors import CorruptFile, FeatalignError
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_UNSAFE = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
+
 
 @dataclass
 class Section:
-    """A titled part of a page; `parts` are pieces of HTML in order."""
+    """A titled part of a page; every method adds a part and returns the section. Plain text is escaped.
+
+    >>> Section("Layers").text("Widths of every layer.").table(["layer", "units"], [["fc1", 64]])
+    """
 
     title: str
-    parts: list[str] = field(default_factory=list)
+    parts: list[Markup] = field(default_factory=list)
 
-    def text(self, paragraph: str) -> Section:
-        """Add a paragraph of HTML."""
-        self.parts.append(f"<p>{paragraph}</p>")
-        return self
+    def text(self, text: str, note: bool = False) -> Section:
+        """Add a paragraph of plain text, or of `rich` text; a note is set smaller."""
+        return self.add(paragraph(text, note))
 
-    def figure(self, figure: go.Figure) -> Section:
-        """Add a plotly figure; it fills the width and follows resizing."""
-        options = {"displaylogo": False, "responsive": True}
-        self.parts.append(figure.to_html(full_html=False, include_plotlyjs=False, config=options))
-        return self
+    def verdict(self, text: str) -> Section:
+        """Add a sentence that the section comes down to, set apart."""
+        return self.add(_part("paragraph", text, "verdict"))
+
+    def code(self, text: str) -> Section:
+        """Add lines of code or commands."""
+        return self.add(_part("code", text))
 
     def table(
         self, head: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequence[str] = (), wide: bool = False
     ) -> Section:
-        """Add a table; cells are escaped, `classes` names a CSS class per row, `wide` lets the last column wrap."""
-        names = list(classes) or [""] * len(rows)
-        header = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in head)
-        body = "".join(
-            f'<tr class="{name}">' + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>"
-            for name, row in zip(names, rows)
-        )
-        kind = ' class="wide"' if wide else ""
-        inner = f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody>"
-        self.parts.append(f'<div class="scroll"><table{kind}>{inner}</table></div>')
+        """Add a table; `classes` names a CSS class per row, `wide` lets the last column wrap."""
+        kinds = list(classes) or [""] * len(rows)
+        return self.add(_part("table", head, list(zip(kinds, rows)), wide))
+
+    def figure(self, figure: go.Figure) -> Section:
+        """Add a plotly figure; it fills the width and follows resizing."""
+        from featalign.plots.style import without_tags
+
+        return self.add(_part("figure", json_text(without_tags(json.loads(str(figure.to_json()))))))
+
+    def widget(self, name: str, identifier: str, content: Any) -> Section:
+        """Add a widget of `page.js` by name; it finds its JSON `content` beside the element `identifier`."""
+        return self.add(_part("widget", name, identifier, json_text(content)))
+
+    def add(self, part: Markup) -> Section:
+        """Add markup made by a template or by `rich`; plain strings are refused."""
+        if not isinstance(part, Markup):
+            raise TypeError(f"a part of a page is Markup, got {type(part).__name__}; use text() or rich()")
+        self.parts.append(part)
         return self
 
-    def raw(self, content: str) -> Section:
-        """Add HTML as it is."""
-        self.parts.append(content)
-        return self
+
+def rich(markup: str, *values: Any, **named: Any) -> Markup:
+    """Constant HTML with escaped values in its braces: `rich("space <b>{}</b>", name)`."""
+    return Markup(markup).format(*values, **named)
 
 
-def asset(name: str) -> str:
-    """A CSS or JavaScript file that ships beside this module."""
-    return files("featalign.report").joinpath(name).read_text()
+def paragraph(text: str, note: bool = False) -> Markup:
+    """A paragraph of plain or `rich` text; a note is set smaller."""
+    return _part("paragraph", text, "note" if note else "")
 
 
-def data_block(identifier: str, content: Any) -> str:
-    """JSON inside the page, safe against closing tags; scripts read it by its id."""
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    return f'<script type="application/json" id="{identifier}">{text}</script>'
+def json_text(content: Any) -> Markup:
+    """JSON that no parser of HTML or JavaScript can read as anything else; NaN becomes null."""
+    text = json.dumps(storage.plain(content), separators=(",", ":"), allow_nan=False)
+    return Markup(text.translate(_UNSAFE))
 
 
-def page(title: str, lead: str, sections: Sequence[Section], scripts: Sequence[str] = ()) -> str:
-    """The complete HTML text; `scripts` are names of assets run after the body."""
+def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
+    """The complete HTML text; `lead` are the paragraphs of its head, plain text or what `paragraph` returns."""
     from plotly.offline import get_plotlyjs
 
-    links = "".join(f'<a href="#s{i}">{html.escape(section.title)}</a>' for i, section in enumerate(sections))
-    body = "".join(
-        f'<section id="s{i}"><h2>{html.escape(section.title)}</h2>{"".join(section.parts)}</section>'
-        for i, section in enumerate(sections)
+    plotly, script = get_plotlyjs(), _asset("page.js")
+    return _templates().get_template("page.html").render(
+        title=title,
+        lead=[part if isinstance(part, Markup) else paragraph(part) for part in lead],
+        sections=sections,
+        sources=Markup(" ").join(Markup("'sha256-{}'").format(_digest(code)) for code in (plotly, script)),
+        style=Markup(_asset("page.css")),
+        plotly=Markup(plotly),
+        script=Markup(script),
+    )  # fmt: skip
+
+
+def write_page(path: Path | str, text: str) -> Path:
+    """Write a page as UTF-8; letters that are no Unicode become references. Raises `StorageError`."""
+    return storage.write_bytes(path, text.encode("utf-8", "xmlcharrefreplace"))
+
+
+@contextmanager
+def drawing(folder: Path | str) -> Iterator[None]:
+    """Inside, results that a page cannot be drawn from raise `CorruptFile` in one line with their folder."""
+    try:
+        yield
+    except FeatalignError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise CorruptFile(f"the results in {str(folder)!r} are not what this version writes ({reason})") from error
+
+
+def _part(macro: str, *values: Any) -> Markup:
+    return Markup(getattr(_templates().get_template("parts.html").module, macro)(*values))
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("featalign.report")
+    return jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    code = "".join(f"<script>{asset(name)}</script>" for name in scripts)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{asset("page.css")}</style>'
-        f'<script id="plotlyjs">{get_plotlyjs()}</script></head><body><header><h1>{html.escape(title)}</h1>'
-        f'<div class="lead">{lead}</div><nav>{links}</nav></header><main>{body}</main>{code}</body></html>'
-    )
+
+
+def _asset(name: str) -> str:
+    """A CSS or JavaScript file that ships beside this module."""
+    return files("featalign.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(code: str) -> str:
+    return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

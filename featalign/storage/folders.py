@@ -20,6 +20,7 @@ except ImportError:  # no file locks on this platform: two runs on one folder ar
 
 MARKER = ".featalign"
 VERSION = 1
+LOCK = ".featalign-lock"
 _UNMARKED = ({"results.json", "config.toml"}, {"results.json", "browser.json"}, {"cfg.json", "sae_weights.safetensors"})
 _DICTIONARY = {"cfg.json", "sae_weights.safetensors", "history.json", MARKER}
 _CLAIMED: ContextVar[frozenset[Path]] = ContextVar("claimed", default=frozenset())
@@ -64,6 +65,7 @@ def claim(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
     with _lock(place, path):
         recover(place)
         sweep(place.parent)
+        _sweep_locks(place.parent)
         refuse_existing(path, overwrite)
         token = _CLAIMED.set(_CLAIMED.get() | {place})
         try:
@@ -182,12 +184,12 @@ def _is_run(place: Path, held: list[str]) -> bool:
 @contextlib.contextmanager
 def _lock(place: Path, path: Path | str) -> Iterator[None]:
     """Hold the lock beside `place`; the system frees it when the process ends, however it ends."""
-    file = place.parent / f".{short(place.name)}.featalign-lock"
+    file = place.parent / f".{short(place.name)}{LOCK}"
     with writing(path):
         place.parent.mkdir(parents=True, exist_ok=True)
         handle = _locked(file, path)
         os.ftruncate(handle, 0)
-        os.pwrite(handle, str(os.getpid()).encode(), 0)
+        os.write(handle, str(os.getpid()).encode())
     try:
         yield
     finally:
@@ -206,7 +208,7 @@ def _locked(file: Path, path: Path | str) -> int:
             if os.path.exists(file) and os.path.samestat(os.fstat(handle), os.stat(file)):
                 return handle
         except BlockingIOError:
-            pid = os.pread(handle, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            pid = os.read(handle, 20).decode("ascii", "replace").strip() or "unknown"
             os.close(handle)
             raise FolderInUse(
                 f"{str(path)!r} is being written by another run (process {pid}); wait for it or choose another --out"
@@ -216,3 +218,15 @@ def _locked(file: Path, path: Path | str) -> int:
         except OSError:  # a file system without locks
             return handle
         os.close(handle)
+
+
+def _sweep_locks(folder: Path) -> None:
+    """Remove lock files that no process holds: a kill leaves them behind."""
+    for file in folder.glob(f".*{LOCK}") if fcntl is not None else ():
+        with contextlib.suppress(OSError):
+            handle = os.open(file, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remove(file)
+            finally:
+                os.close(handle)

@@ -178,10 +178,15 @@ def test_the_second_run_on_one_folder_is_told_at_once(tmp_path):
     with pytest.raises(FolderInUse, match=f"process {first.pid}") as caught, storage.claim(tmp_path / "run"):
         pass
     assert len(str(caught.value).splitlines()) == 1
-    first.kill()  # the lock of a dead process holds nobody up
+    write_run(tmp_path / "other", 1)  # another folder is free, and leaves that lock alone
+    with pytest.raises(FolderInUse):
+        write_run(tmp_path / "run", 1)
+    first.kill()  # the lock of a dead process holds nobody up, and the next run sweeps it
     first.join()
+    write_run(tmp_path / "other", 2)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["other"]
     write_run(tmp_path / "run", 1, overwrite=False)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["other", "run"]
 
 
 def test_inside_a_claim_the_folder_can_be_written(tmp_path):

@@ -1,0 +1,100 @@
+"""The entry point: every error is one line and exit status 2, whatever it is; `--debug` shows where."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+from featalign.cli import commands
+from featalign.errors import FeatalignError
+
+CLI = [sys.executable, "-m", "featalign.cli"]
+
+
+def call(*arguments, **options):
+    return subprocess.run([*CLI, *arguments], stderr=subprocess.PIPE, text=True, **options)
+
+
+def called(monkeypatch, capsys, error, *arguments):
+    """Exit status and standard error of a command that raises."""
+
+    def command(args):
+        raise error
+
+    monkeypatch.setattr(commands, "app", command)
+    monkeypatch.setattr(sys, "argv", ["featalign", *arguments])
+    monkeypatch.setattr(commands, "_close", lambda stream: None)
+    with pytest.raises(SystemExit) as stop:
+        commands.main()
+    return stop.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (FeatalignError("two\nlines"), "FeatalignError: two lines"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), "OSError: 'a/b': Permission denied; --debug"),
+        (OSError(errno.ENOSPC, "No space left on device"), "OSError: No space left on device; --debug"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "OSError: Broken pipe"),
+        (OSError("odd"), "OSError: odd"),
+    ],
+)
+def test_errors_are_one_line_and_debug_shows_where(error, words, monkeypatch, capsys):
+    code, text = called(monkeypatch, capsys, error, "compare")
+    assert code == 2 and text.startswith(words) and len(text.splitlines()) == 1
+    code, text = called(monkeypatch, capsys, error, "compare", "--debug")
+    assert code == 2 and "Traceback" in text
+    monkeypatch.setenv("FEATALIGN_DEBUG", "1")
+    code, text = called(monkeypatch, capsys, error, "compare")
+    assert code == 2 and "Traceback" in text
+
+
+def test_debug_is_accepted_anywhere_and_listed(tmp_path):
+    done = call("--debug", "compare", "--mixing", "2", "--out", str(tmp_path / "x"))
+    assert done.returncode == 2 and "Traceback" in done.stderr
+    done = call("--help", stdout=subprocess.PIPE)
+    assert done.returncode == 0 and "--debug" in done.stdout and "federated clients agree" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this machine")
+def test_full_disk_on_standard_output():
+    with open("/dev/full", "w") as full:
+        done = call("data", "list", stdout=full)
+    assert done.returncode == 2 and "No space left" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = call("data", "list", stdout=writer)
+    os.close(writer)
+    assert done.returncode == 2 and "Broken pipe" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_locale_without_the_letters():
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = call("data", "list", stdout=subprocess.PIPE, env=environment)
+    assert done.returncode == 0 and "mnist" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("out", ["", ".", "..", "~", "notes"])
+def test_overwrite_never_empties_what_is_no_run(out, tmp_path):
+    here = tmp_path / "work" / "here"
+    (here / "notes").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "work", here, here / "notes"):
+        (folder / "precious").write_text("1")
+    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    done = call("compare", "--out", os.path.join(tmp_path, "") if out == "~" else out, "--overwrite", "--quiet",
+                cwd=here, env=environment)  # fmt: skip
+    assert done.returncode == 2 and "FolderExists" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all((f / "precious").exists() for f in (tmp_path, tmp_path / "work", here, here / "notes"))
+
+
+@pytest.mark.parametrize("line", ['seeds = "3"', "hidden = 3", "k = 1e9", "ridge = inf", "sedes = 3"])
+def test_a_wrong_configuration_file(line, tmp_path):
+    (tmp_path / "a.toml").write_text(line)
+    done = call("compare", "--config", str(tmp_path / "a.toml"), "--out", str(tmp_path / "run"), "--quiet")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("BadOption: ") and not (tmp_path / "run").exists()
