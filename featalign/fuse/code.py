@@ -12,7 +12,7 @@ from torch import nn
 
 from featalign.align.feature import FeatureMatch, match_features
 from featalign.align.linear import solve_ridge
-from featalign.data.inputs import Inputs, unwrap
+from featalign.data import Inputs, unwrap
 from featalign.dictionaries.basis import Basis
 from featalign.errors import SpaceMismatch, TaskError
 from featalign.fuse.problem import FusionProblem

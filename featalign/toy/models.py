@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featalign.clients.models import models as FAMILIES
+from featalign.clients.models import ModelConfig, models
 from featalign.errors import BadOption, NotFinite, SpaceMismatch
 
 
-@FAMILIES.register("toy")
+@models.register("toy")
 @dataclass(frozen=True)
-class ToyConfig:
+class ToyConfig(ModelConfig):
     """Shape and knobs of a toy model `x_hat = out(D hidden(E x) + b)`; a registered model family.
 
     Attributes:
@@ -54,10 +54,6 @@ class ToyConfig:
                 f"model 'toy' returns its inputs [N, n]; it does not fit inputs {list(shape)} and {outputs} outputs"
             )
         return cls(n=shape[0], m=options.pop("m", max(1, shape[0] // 3)), **options)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values with the registered name under `model`."""
-        return {"model": "toy", **asdict(self)}
 
     def module(self) -> ToyModel:
         """A freshly initialised module, from torch's current random state."""
@@ -127,13 +123,13 @@ class ToyModels:
         return cls(config, weight, weight.mT.contiguous(), bias)
 
     @staticmethod
-    def stack(models: Sequence[ToyModels]) -> ToyModels:
+    def stack(batches: Sequence[ToyModels]) -> ToyModels:
         """Several batches of equal shape as one."""
-        shapes = {batch.encoder.shape[1:] for batch in models}
+        shapes = {batch.encoder.shape[1:] for batch in batches}
         if len(shapes) != 1:
             raise SpaceMismatch(f"toy models of shapes {sorted(tuple(s) for s in shapes)} cannot be one batch")
-        parts = [torch.cat([getattr(batch, key) for batch in models]) for key in ("encoder", "decoder", "bias")]
-        return ToyModels(models[0].config, *parts)
+        parts = [torch.cat([getattr(batch, key) for batch in batches]) for key in ("encoder", "decoder", "bias")]
+        return ToyModels(batches[0].config, *parts)
 
     @staticmethod
     def of(modules: Sequence[nn.Module]) -> ToyModels:

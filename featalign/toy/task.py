@@ -23,6 +23,10 @@ class Reconstruction(Task):
 
     name: ClassVar[str] = "reconstruction"
 
+    def outputs_for(self, batch: Batch) -> int:
+        """As many as there are inputs."""
+        return int(self.targets(batch).shape[-1])
+
     def targets(self, batch: Batch) -> Any:
         return batch.tensors[0] if batch.targets is None else batch.targets
 

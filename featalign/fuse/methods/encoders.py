@@ -40,7 +40,7 @@ def feature_reencode(problem: FusionProblem, *, minimum: float = MINIMUM) -> Pro
 
 
 @fusion_method(
-    "random-dictionary", basis="feature", refit="none", needs=NEEDS, follows_mixing=True, exact=False, default=False
+    "random-dictionary", basis="none", refit="none", needs=NEEDS, follows_mixing=True, exact=False, default=False
 )
 def random_dictionary(problem: FusionProblem, *, minimum: float = MINIMUM) -> Proposal:
     """`feature-reencode` with untrained dictionaries of the same size: what matching finds without learning."""
