@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -24,6 +26,7 @@ def toy_compare(
     split: str = typer.Option("seeds", help="Words: clients differ by 'seeds' only, or see their own 'books'."),
     width: int = typer.Option(None, help="Units of the fused model."),
     seeds: int = typer.Option(5),
+    steps: int = typer.Option(3000, help="Training steps of every client."),
     method: list[str] = typer.Option(None, "--method", help="Registered name; repeat to choose several."),
     texts: Path = typer.Option(None, metavar="FOLDER", help="Plain-text files to take words from."),
     out: Path = typer.Option(None, metavar="DIR", help="Write the run folder, with its page, here."),
@@ -31,18 +34,19 @@ def toy_compare(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Fuse toy clients with known features in every basis, against joint training and the truth."""
-    from featalign.storage import require_writable
+    from featalign.storage import claim
     from featalign.studies.toy import ToySettings, compare
 
-    settings = ToySettings(
-        data=source, n=n, m=m, density=density, clients=clients, shared=shared, independent=not shared_init,
-        hidden=hidden, split=split, width=width, seeds=seeds, methods=tuple(method or ()),
-    )  # type: ignore[arg-type] # fmt: skip
-    if out is not None:
-        require_writable(out, overwrite)
-    result = compare(settings, texts=texts, progress=not as_json)
-    if out is not None:
-        result.save(out, overwrite)
+    options: dict[str, Any] = {
+        "data": source, "n": n, "m": m, "density": density, "clients": clients, "shared": shared, "hidden": hidden,
+        "independent": not shared_init, "split": split, "width": width, "seeds": seeds, "steps": steps,
+        "methods": tuple(method or ()),
+    }  # fmt: skip
+    settings = ToySettings(**options)
+    with claim(out, overwrite) if out is not None else nullcontext():
+        result = compare(settings, texts=texts, progress=not as_json)
+        if out is not None:
+            result.save(out, overwrite)
     if as_json:
         typer.echo(result.to_json())
         return

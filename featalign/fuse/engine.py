@@ -44,7 +44,7 @@ def solve(
     began = time.perf_counter()
     proposal = propose(problem, method, bound)
     ready = proposal.module is not None
-    module = copy.deepcopy(proposal.module) if ready else apply_rule(problem, proposal.alignments)
+    module = apply_rule(problem, proposal.alignments) if proposal.module is None else copy.deepcopy(proposal.module)
     with_refit = not ready and (entry.refit == "required" or (refit and entry.refit != "none"))
     with_repair = not ready and (is_deep(problem) if repair is None else repair)
     fits: list[LayerFit] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,11 @@ def words_curve(frame: pd.DataFrame) -> go.Figure:
     return styled(figure, "Words: rotations catch up as units grow", "hidden units, regime", "times one client's error")
 
 
-CURVES = {"explained": explained_curve, "capacity": capacity_curve, "words": words_curve}
+CURVES: dict[str, Callable[..., go.Figure]] = {
+    "explained": explained_curve,
+    "capacity": capacity_curve,
+    "words": words_curve,
+}
 
 
 def outcome_map(frame: pd.DataFrame) -> go.Figure:

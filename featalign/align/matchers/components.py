@@ -21,7 +21,8 @@ def cca(pair: Pair) -> SpaceMap:
 
     Source: Horoi et al. 2024, "Harmony in Diversity: Merging Neural Networks with Canonical Correlation Analysis".
     """
-    source, target = bases.cca(*_posts(pair), ridge=RIDGE)
+    posts_a, posts_b = _posts(pair)
+    source, target = bases.cca(posts_a, posts_b, ridge=RIDGE)
     out, into = target.atoms.T @ source.encoder.T, source.atoms.T @ target.encoder.T
     return SpaceMap(out.double(), into.double(), Symmetry.LINEAR)
 
@@ -29,16 +30,16 @@ def cca(pair: Pair) -> SpaceMap:
 @matcher("pca", spaces="rotations", needs=("rotations",), default=False)
 def pca(pair: Pair) -> SpaceMap:
     """Principal axes matched one to one by |correlation|, signs included: a dictionary without superposition."""
-    posts = _posts(pair)
-    source, target = (bases.pca(each) for each in posts)
-    codes_a, codes_b = (basis.encode(each) for basis, each in zip((source, target), posts))
-    similarity = correlation(codes_a, codes_b).double()
+    posts_a, posts_b = _posts(pair)
+    source, target = bases.pca(posts_a), bases.pca(posts_b)
+    similarity = correlation(source.encode(posts_a), target.encode(posts_b)).double()
     plan = torch.from_numpy(solve(1 - similarity.abs(), method="exact").dense())
     signed = (plan / plan.amax()) * similarity.sign()
     out = target.atoms.double().T @ signed.T @ source.encoder.double().T
     return SpaceMap(out, out.T.contiguous(), Symmetry.ORTHOGONAL)
 
 
-def _posts(pair: Pair) -> tuple[torch.Tensor, ...]:
+def _posts(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
     """Post-activations of source and target on the refit inputs."""
-    return tuple(torch.cat(parts) for parts in zip(*pair.posts()))
+    source, target = zip(*pair.posts())
+    return torch.cat(source), torch.cat(target)

@@ -45,7 +45,7 @@ def feature_reencode(problem: FusionProblem, *, minimum: float = MINIMUM) -> Pro
 def random_dictionary(problem: FusionProblem, *, minimum: float = MINIMUM) -> Proposal:
     """`feature-reencode` with untrained dictionaries of the same size: what matching finds without learning."""
     codes, draw = ClientCodes(problem), torch.Generator().manual_seed(problem.cohort.seed)
-    bases = [untrained(random_atoms(*basis.atoms.shape, draw), max(1, int(_sparsity(basis)))) for basis in codes.bases]
+    bases = [untrained(random_atoms(*_shape(basis), draw), max(1, int(_sparsity(basis)))) for basis in codes.bases]
     return _reencoded(codes, bases, minimum)
 
 
@@ -148,6 +148,12 @@ def _union(
 def _others(problem: FusionProblem) -> list[int]:
     """Clients that take part besides the reference."""
     return [k for k, weight in enumerate(problem.mixing) if weight > 0 and k != problem.reference]
+
+
+def _shape(basis: Basis) -> tuple[int, int]:
+    """Latents and units."""
+    latents, units = basis.atoms.shape
+    return latents, units
 
 
 def _sparsity(basis: Basis) -> float:

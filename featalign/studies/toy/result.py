@@ -226,7 +226,8 @@ class ToyResult(StudyResult):
         found, verdict = self.frames["matching"], self.verdict
         return (
             f"matched |correlation|: neurons {found['neuron'].mean():.2f}, features {found['feature'].mean():.2f}; "
-            f"true pairs {found['true_pairs'].tolist()} of {self.config.common}, false {found['false_pairs'].tolist()}\n"
+            f"true pairs {found['true_pairs'].tolist()} of {self.config.common}, "
+            f"false {found['false_pairs'].tolist()}\n"
             f"regime: {verdict['name']} ({verdict['agreement']:.0%} of seeds), recommends {verdict['recommended']}: "
             f"{verdict['explanation']}\nbest method: {self.winner}"
         )

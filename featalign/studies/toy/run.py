@@ -170,7 +170,7 @@ def _train_dictionaries(settings: ToySettings, world: World, clients: list[ToyMo
     facts: list[Mapping[str, Any]] = [
         {"client": f"client{c}", "space": "encoder"} for _ in clients for c in range(settings.clients)
     ]
-    wanted = {"k": world.k, "width": settings.latents, "steps": settings.dictionary_steps}
+    wanted: dict[str, Any] = {"k": world.k, "width": settings.latents, "steps": settings.dictionary_steps}
     flat = [row[0] for row in train_many(activations, "topk", (0,), facts, **wanted)]
     return [flat[i : i + settings.clients] for i in range(0, len(flat), settings.clients)]
 
