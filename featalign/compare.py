@@ -59,15 +59,15 @@ def compare(
     """
     import torch
 
+    from featalign.data.inputs import Inputs
     from featalign.data.partition import client_names
     from featalign.data.probe import augment as extend
     from featalign.evidence import Trial
     from featalign.results import CompareResult
-    from featalign.spaces.capture import batches
 
     if len(clients) == 0:
         raise BadOption("zero clients; pass a list of at least one trained module")
-    inputs = torch.cat(list(batches(probe)))
+    inputs = torch.cat([batch.args[0] for batch in Inputs.of(probe)])
     names = list(client_names(len(clients)))
     config = RunConfig(
         dataset="user", clients=len(clients), seeds=1, probe=len(inputs), mixing=mixing, methods=tuple(methods),
@@ -159,7 +159,7 @@ def _problem(config: RunConfig, trial: Trial, probe: torch.Tensor, refit_inputs:
 
     from featalign.clients.training import check_finite
     from featalign.fuse.problem import FusionProblem
-    from featalign.spaces import SpaceGraph
+    from featalign.spaces import trace
     from featalign.spaces.capture import evaluating
 
     shapes = [{name: tensor.dim() for name, tensor in client.state_dict().items()} for client in trial.clients]
@@ -182,7 +182,7 @@ def _problem(config: RunConfig, trial: Trial, probe: torch.Tensor, refit_inputs:
             ) from error
         if not torch.isfinite(probe).all():
             raise ProbeError(f"the probe {list(probe.shape)} holds NaN or infinity; drop those samples")
-    graphs = tuple(SpaceGraph.trace(client, probe[:2]) for client in trial.clients)
+    graphs = tuple(trace(client, probe[:2]) for client in trial.clients)
     return FusionProblem(
         trial.clients, graphs, probe, refit_inputs, config.weights, len(trial.clients) - 1,
         class_counts=trial.class_counts, seed=trial.seed,

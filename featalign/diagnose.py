@@ -53,8 +53,8 @@ def diagnose(
     from tqdm.auto import tqdm
 
     from featalign.diagnosis import Diagnosis
-    from featalign.polysemanticity import examine, shuffled, site_of
-    from featalign.spaces.assemble import trace
+    from featalign.polysemanticity import examine, shuffled
+    from featalign.spaces import trace
     from featalign.spaces.capture import collect
 
     inputs, labels = data if isinstance(data, tuple) else (data, None)
@@ -64,7 +64,7 @@ def diagnose(
     inputs, labels = inputs[order], labels[order] if labels is not None else None
     graph = trace(model, inputs[:4])
     chosen = [graph[name] for name in spaces] if spaces else [s for s in graph.hidden if s.pre is not None]
-    sites = {space.name: site_of(space) for space in chosen}
+    sites = {space.name: space.after for space in chosen}
     networks = {"model": model, "control": shuffled(model), **(partners or {})}
     seen = {name: collect(network, inputs, list(sites.values())) for name, network in networks.items()}
     layers = {}

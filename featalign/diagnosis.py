@@ -13,7 +13,8 @@ import torch
 
 from featalign import measure, storage
 from featalign.dictionaries import Dictionary
-from featalign.measure import Score, Splice, mean_score
+from featalign.measure import Score, mean_score
+from featalign.spaces.splice import Splice
 
 SHOWN_UNITS, SHOWN_FEATURES, SHOWN_INPUTS = 24, 64, 6
 MARGIN = 0.05  # explained variance by which a dictionary must beat a random one to be read

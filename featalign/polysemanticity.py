@@ -7,6 +7,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ from featalign.dictionaries import (
 from featalign.errors import FeatalignError, SpaceMismatch
 from featalign.spaces.capture import stream
 from featalign.spaces.graph import Site, Space
+from featalign.spaces.splice import splice
 
 EXAMPLES = 2000  # inputs that the page's cards look through
 SWEEP_SAMPLES = 12_000
@@ -144,7 +146,7 @@ def _cards(
 
 def _with_quality(given: Dictionary, acts: torch.Tensor) -> Dictionary:
     quality = assess(given, acts, acts)
-    return Dictionary(given.architecture, given.tensors, given.k, quality, given.history, given.metadata)
+    return replace(given, quality=quality)
 
 
 def _agreement(trained: Sequence[Dictionary]) -> measure.Score:
@@ -189,10 +191,8 @@ def _class_measures(
         setattr(found, name, measure.mean_score(measure.class_selectivity(values, labels_here).numpy(), null=null))
     found.probing = measure.sparse_probing(codes, labels_here)
     found.unit_probing = measure.sparse_probing(acts, labels_here)
-    if site.side == "out" and len(model(inputs[:2]).shape) == 2:
-        found.splice = measure.splice(
-            model, site.module, lambda a: basis.decode(basis.encode(a)), inputs[:2000], labels[:2000]
-        )
+    if len(model(inputs[:2]).shape) == 2:
+        found.splice = splice(model, site, lambda a: basis.decode(basis.encode(a)), inputs[:2000], labels[:2000])
 
 
 def _effect(

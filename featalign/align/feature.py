@@ -168,9 +168,9 @@ def project(match: FeatureMatch, a: Basis, b: Basis, symmetry: Symmetry) -> Spac
 def fold(match: FeatureMatch, a: Basis, b: Basis) -> SpaceMap:
     """The naive contrast: a linear map through matched atoms, folded into the weights of both neighbours.
 
-    `a_B ~ sum_p g_p d^B_p (D_a^+ a_A)_p`, with the reverse map for the readers; what the matched atoms do not span stays
-    where it is (equal widths). It ignores the nonlinearity between the map and its inverse, which is what it is shown
-    for.
+    `a_B ~ sum_p g_p d^B_p (D_a^+ a_A)_p`, with the reverse map for the readers; what the matched atoms do not span
+    stays where it is (equal widths). It ignores the nonlinearity between the map and its inverse, which is what it is
+    shown for.
     """
     pairs = match.pairs
     gains = torch.from_numpy(match.gains).clamp_min(1e-6)

@@ -121,18 +121,21 @@ def _blocks(
 
 
 def _part(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:
+    """`[tiles, heads, width, ...]` of a tensor, a view; packed projections (`in_proj_weight`) hold several tiles."""
     if heads.dim == width.dim:
-        return tensor.movedim(heads.dim, 0)[heads.offset : heads.offset + count * size]
-    return tensor.movedim((heads.dim, width.dim), (0, 1))
+        length = heads.tile * count * size
+        part = tensor.movedim(heads.dim, 0)[heads.offset : heads.offset + length]
+        return part.unflatten(0, (heads.tile, count, size))
+    return tensor.movedim((heads.dim, width.dim), (0, 1)).unsqueeze(0)
 
 
 def _view(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:
-    return _part(tensor, heads, width, count, size).reshape(count, size, -1).double()
+    return _part(tensor, heads, width, count, size).movedim(0, 2).reshape(count, size, -1).double()
 
 
 def _write(tensor: torch.Tensor, axes: tuple[Axis, Axis], count: int, size: int, values: torch.Tensor) -> None:
     part = _part(tensor, *axes, count, size)
-    part.copy_(values.reshape(part.shape).to(tensor.dtype))
+    part.copy_(values.reshape(part.movedim(0, 2).shape).movedim(2, 0).to(tensor.dtype))
 
 
 def inner_map(space: Space) -> SpaceMap:

@@ -11,7 +11,7 @@ FAINT = 1e-9  # pull towards the identity, relative to the covariance
 
 
 def polar(cross: torch.Tensor) -> torch.Tensor:
-    """`[m, n]` float64: the (semi-)orthogonal matrix closest to `cross [m, n]`, `U V^T` of its SVD (Schonemann 1966)."""
+    """The (semi-)orthogonal matrix closest to `cross [m, n]`, `U V^T` of its SVD, float64 (Schonemann 1966)."""
     u, _, vh = torch.linalg.svd(cross.double(), full_matrices=False)
     return u @ vh
 

@@ -104,7 +104,10 @@ class Pair:
 
     @property
     def moments(self) -> CrossMoments:
-        """Joint moments of pre-activations on the probe."""
+        """Joint moments of pre-activations on the probe; of a stream, which several layers write, at every depth."""
+        writers = [layer for layer in self.clients.graphs[0].layers if layer.writes == self.name]
+        if len(writers) > 1 and self.source.whole_sites:
+            return self.stream_moments
         return self.clients.moments[self.name]
 
     @property
@@ -112,7 +115,7 @@ class Pair:
         """Joint moments over every site where the whole space is seen: a residual stream is read at every depth."""
         sites = self.source.whole_sites
         if not sites:
-            return self.moments
+            return self.clients.moments[self.name]
         clients = self.clients
 
         def make() -> CrossMoments:

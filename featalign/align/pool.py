@@ -19,7 +19,7 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
 
     At each step the unit that lowers the squared error of regressing the targets on the chosen units most is taken
     (orthogonal matching pursuit with several targets), and everything is deflated by it. Only Gram matrices are needed.
-    When the chosen units explain everything, the rest are taken by their residual energy.
+    When the chosen units explain everything, the rest are those least like any chosen one.
 
     Raises `BadOption` when the pool is smaller than `count`.
     """
@@ -31,7 +31,7 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
     factor = gram.new_zeros(len(gram), count)  # pivoted Cholesky: the deflated Gram matrix is never formed
     chosen: list[int] = []
     for step in range(count):
-        usable = free & (residual > 1e-10 * initial)
+        usable = free & (residual > 1e-12 * initial)
         if usable.any():
             gain = cross.pow(2).sum(1) / residual.clamp_min(1e-12)
             best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())
@@ -40,7 +40,10 @@ def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[
             cross -= torch.outer(factor[:, step], cross[best] / residual[best].sqrt())
             residual -= factor[:, step].square()
         else:
-            best = int(torch.where(free, initial, torch.full_like(initial, -1.0)).argmax())
+            index = torch.as_tensor(chosen, dtype=torch.long)
+            alike = gram[:, index].pow(2) / torch.outer(initial, initial[index])
+            apart = 1 - (alike.amax(1) if chosen else torch.zeros_like(initial))
+            best = int(torch.where(free, apart, torch.full_like(apart, -1.0)).argmax())
         free[best] = False
         chosen.append(best)
     return chosen

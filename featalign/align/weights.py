@@ -65,6 +65,7 @@ def match_weights(
     sweeps: int = 50,
     seed: int = 0,
     rotate: bool = True,
+    fixed: Mapping[str, SpaceMap] | None = None,
 ) -> Alignment:
     """Maps that bring the weights of `source` closest to those of `target`, without any data.
 
@@ -76,6 +77,7 @@ def match_weights(
         target_graph: needed only when widths differ (soft maps by transport then).
         sweeps: at most this many.
         rotate: give linear and rotation spaces the polar factor; permutations otherwise.
+        fixed: maps of spaces that are matched already and stay as they are.
 
     Raises `ArchitectureMismatch` when the two graphs differ.
     """
@@ -83,13 +85,15 @@ def match_weights(
     if [space.name for space in graph.hidden] != [space.name for space in target_graph.hidden]:
         raise ArchitectureMismatch("the two networks have different hidden spaces; match clients of one architecture")
     matcher = _Ascent(source, target, graph, target_graph, rotate)
+    matcher.maps.update(fixed or {})
+    free = [space for space in graph.hidden if space.name not in matcher.maps]
     generator = torch.Generator().manual_seed(seed)
-    for space in graph.hidden:
+    for space in free:
         matcher.update(space, settled_only=True)
     done, changed = 0, True
     while changed and done < sweeps:
-        order = torch.randperm(len(graph.hidden), generator=generator)
-        changed = any([matcher.update(graph.hidden[k]) for k in order])
+        order = torch.randperm(len(free), generator=generator)
+        changed = any([matcher.update(free[k]) for k in order])
         done += 1
     return Alignment(matcher.maps, diagnostics={"sweeps": done, "similarity": matcher.similarity()})
 

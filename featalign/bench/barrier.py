@@ -127,7 +127,7 @@ def barrier(
     from featalign.align.transformer import fold_norms
     from featalign.clients import DecoderConfig, evaluate
     from featalign.data.text import windows
-    from featalign.spaces import SpaceGraph
+    from featalign.spaces import trace
 
     train, test, alphabet = corpora(pair)
     config = DecoderConfig(**{"vocabulary": len(alphabet), "width": 48, "hidden": 192, "context": 48, **options})
@@ -136,7 +136,7 @@ def barrier(
     inputs = torch.cat([windows(tokens, config.context, probe // 2, generator) for tokens in train])[:, :-1]
     held_out = windows(test, config.context, windows_held_out, generator)
     source, target = (fold_norms(module, inputs[:2]) for module in trained)
-    graph = SpaceGraph.trace(target, inputs[:2])
+    graph = trace(target, inputs[:2])
     shares = tuple(k / (points - 1) for k in range(points))
     curves = []
 

@@ -54,8 +54,9 @@ def step0(
     from featalign.bench.vision import pictures
     from featalign.clients import TrainConfig, evaluate, models, train_clients
     from featalign.data import partition
-    from featalign.spaces import SpaceGraph, moved, rebuilt
-    from featalign.spaces.check import output_change, outputs_of
+    from featalign.spaces import check, moved, rebuilt, trace
+    from featalign.spaces.capture import outputs_of
+    from featalign.spaces.check import output_change
 
     whole = pictures(resolution=resolution)
     dataset = replace(
@@ -72,8 +73,8 @@ def step0(
     parts = partition(dataset.train_labels, "iid", 2, seed, dataset.class_names)
     a, b = train_clients(dataset, parts, kind.for_dataset(dataset, **options), recipe, seed, progress)
     probe = dataset.train_inputs[:200]
-    graph = SpaceGraph.trace(a.model, probe[:2])
-    graph.check()
+    graph = trace(a.model, probe[:2])
+    check(graph, a.model, probe[:2])
     held_out = (dataset.test_inputs, dataset.test_labels)
     own = evaluate(a.model, held_out)["accuracy"]
     rows = []
@@ -133,7 +134,7 @@ class PlantedRow:
 
 def planted(widths: Sequence[int] = (30, 50), trials: int = 100, samples: int = 500) -> list[PlantedRow]:
     """Permute every space of random residual MLPs at random and ask each method for the permutations back."""
-    from featalign.spaces import SpaceGraph, Symmetry, moved
+    from featalign.spaces import Symmetry, moved, trace
     from featalign.spaces.check import random_transform
 
     rows = []
@@ -144,7 +145,7 @@ def planted(widths: Sequence[int] = (30, 50), trials: int = 100, samples: int = 
                 torch.manual_seed(trial)
                 source, probe = ResidualMLP(width), torch.randn(samples, 20)
             generator = torch.Generator().manual_seed(trial)
-            graph = SpaceGraph.trace(source, probe[:2])
+            graph = trace(source, probe[:2])
             truth = {s.name: random_transform(s.size, Symmetry.PERMUTATION, generator) for s in graph.hidden}
             target = copy.deepcopy(source)
             target.load_state_dict(moved(source, graph, truth))
@@ -173,7 +174,7 @@ def costs(model: str = "resnet18", images: int = 200, captured: int = 10_000) ->
     import resource
 
     from featalign.clients.models import build, models
-    from featalign.spaces import SpaceGraph, stream
+    from featalign.spaces import stream, trace
     from featalign.spaces.moments import Moments
 
     def peak() -> float:
@@ -183,13 +184,13 @@ def costs(model: str = "resnet18", images: int = 200, captured: int = 10_000) ->
     a, b = (build(kind(), seed).eval() for seed in range(2))
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(images, 3, 32, 32, generator=generator)
-    SpaceGraph.trace(nn.Linear(2, 2), torch.zeros(2, 2))  # torch's own first-use set-up
+    trace(nn.Linear(2, 2), torch.zeros(2, 2))  # torch's own first-use set-up
     began = time.perf_counter()
-    graph = SpaceGraph.trace(a, example[:2])
+    graph = trace(a, example[:2])
     traced = time.perf_counter()
     small: Any = kind(width=0.125)
     client = build(small, 0).eval()
-    sites = [space.pre for space in SpaceGraph.trace(client, example[:2]).hidden if space.pre is not None]
+    sites = [space.pre for space in trace(client, example[:2]).hidden if space.pre is not None]
     moments = {site: Moments() for site in sites}
     pictures = torch.randn(captured, 3, 32, 32, generator=generator)
     start = time.perf_counter()

@@ -148,12 +148,12 @@ def _pair(
     from featalign import data
     from featalign.clients import Ensemble, evaluate
     from featalign.fuse import FusionProblem, fuse
-    from featalign.spaces import SpaceGraph
+    from featalign.spaces import trace
 
     clients = tuple(client.model for client in parents(model, dataset, seed=seed, progress=progress))
     inputs = data.probe(dataset, probe, seed)
     refit_inputs = data.augment(inputs, augmented, seed) if augmented else inputs
-    graphs = tuple(SpaceGraph.trace(client, inputs[:2]) for client in clients)
+    graphs = tuple(trace(client, inputs[:2]) for client in clients)
     problem = FusionProblem(clients, graphs, inputs, refit_inputs, (0.5, 0.5), 1, seed=seed)
 
     def row(name: str, module: Any, share: float = 0.5, seconds: float = 0.0) -> VisionRow:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from featalign.data.datasets import Dataset
 from featalign.data.partition import Partition
 from featalign.data.task import TASKS, Task
 from featalign.data.tasks.classification import Classification
-from featalign.errors import BadOption, CorruptFile, NotFinite
+from featalign.errors import BadOption
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ def train_clients(
         seed: client k starts from initialisation seed `1000 * seed + k`, and sees its samples in an order of its own.
         progress: show a bar over epochs for each client that is trained.
         cache: read and write the cache; an interrupted run goes on from the clients that were finished. A damaged
-            entry is trained again with a warning, a cache that cannot be written is done without.
+            entry is trained again, a cache that cannot be written is done without, each with a `CacheWarning`.
         shared_init: all clients start from the same weights (as rounds of federated averaging do).
         task: defaults to the data set's.
         device: where clients are trained and stay.
@@ -117,20 +119,17 @@ def train_clients(
             **_setting(dataset.task, device),
         }
         key = storage.fingerprint(identity)
-        model = build(model_config, init_seed)
-        losses = _restore(model, key, name) if cache else None
-        if losses is None and len(chosen):
-            losses = train(
-                *(model, dataset.train_inputs[chosen], dataset.train_labels[chosen], dataset.task, train_config),
-                *(1000 * seed + k, progress, f"client {name}, seed {seed}", device),
-            )
-            if cache:
-                _save(model, key, identity, losses)
+        model, losses = build(model_config, init_seed), []
+        if len(chosen):
+            inputs, targets = dataset.train_inputs[chosen], dataset.train_labels[chosen]
+            title, order = f"client {name}, seed {seed}", 1000 * seed + k
+            make = partial(train, model, inputs, targets, dataset.task, train_config, order, progress, title, device)
+            losses = _kept(model, name, make, identity, client_folder(key)) if cache else make()
         note = "" if len(chosen) else "no samples: left untrained"
         if note:
             log.warning("client %s has %s", name, note)
         model.to(device).eval()
-        found = Client(name, model, chosen, partition.counts[k], seed, tuple(losses or ()), key, dataset.task, note)
+        found = Client(name, model, chosen, partition.counts[k], seed, tuple(losses), key, dataset.task, note)
         clients.append(found)
     return clients
 
@@ -142,27 +141,25 @@ def _setting(task: Task, device: torch.device | str | None) -> dict[str, Any]:
     return found if where == "cpu" else {**found, "device": where}
 
 
-def _save(model: nn.Module, key: str, identity: dict[str, Any], losses: list[float]) -> None:
-    try:
-        with storage.atomic_folder(client_folder(key), overwrite=True) as folder:
-            storage.save_tensors(folder / "weights.safetensors", model.state_dict())
-            storage.write_json(folder / "client.json", {**identity, "losses": losses})
-    except OSError as error:
-        log.warning("cache '%s' cannot be written (%s); going on without", client_folder(key).parent, error.strerror)
+def _kept(
+    model: nn.Module, name: str, make: Callable[[], list[float]], identity: dict[str, Any], folder: Path
+) -> list[float]:
+    """Losses of the training, whose weights the model holds then, from the cache or made now."""
 
+    def save(losses: list[float], folder: Path) -> None:
+        storage.save_tensors(folder / "weights.safetensors", model.state_dict())
+        storage.write_json(folder / "client.json", {**identity, "losses": losses})
 
-def _restore(model: nn.Module, key: str, name: str) -> list[float] | None:
-    """Load cached weights into a model and return the losses of its training; None where there are none that hold."""
-    folder = client_folder(key)
-    if not folder.is_dir():
-        return None
-    try:
-        weights = storage.load_tensors(folder / "weights.safetensors")
-        losses = storage.read_json(folder / "client.json")["losses"]
-        model.load_state_dict(weights)
-        check_finite(model, name)
-    except (CorruptFile, NotFinite, OSError, RuntimeError, KeyError) as error:
-        log.warning("cached client '%s' is damaged (%s); training it again", name, str(error).splitlines()[0])
-        return None
-    log.info("client %s: loaded from %s", name, folder)
-    return losses
+    def load(folder: Path) -> list[float]:
+        fresh = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        try:
+            losses = list(storage.read_json(folder / "client.json")["losses"])
+            model.load_state_dict(storage.load_tensors(folder / "weights.safetensors"))
+            check_finite(model, name)
+        except Exception:
+            model.load_state_dict(fresh)  # training starts from the initialisation, not from a damaged entry
+            raise
+        log.info("client %s: loaded from %s", name, folder)
+        return losses
+
+    return storage.cached(folder, make, load, save)

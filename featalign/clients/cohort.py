@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from featalign.clients.training import check_finite
 from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
+from featalign.data.partition import client_names
 from featalign.data.task import Task, task_of
-from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, NotFinite, ProbeError
+from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, ProbeError
 from featalign.spaces import canonical, trace, weakest
 from featalign.spaces.capture import evaluating
 from featalign.spaces.graph import SpaceGraph
@@ -90,9 +92,9 @@ class Cohort:
         """
         if len(modules) == 0:
             raise BadOption("zero clients; pass a list of at least one trained module")
-        names = tuple(names or (client_name(k) for k in range(len(modules))))
+        names = tuple(names or client_names(len(modules)))
         for name, module in zip(names, modules):
-            check_parameters(module, name)
+            check_finite(module, name)
         require_one_architecture(names, modules)
         if device is not None:
             modules = [module.to(device) for module in modules]
@@ -131,26 +133,6 @@ class Cohort:
     def changed(self, **fields: Any) -> Cohort:
         """A copy with some fields replaced."""
         return replace(self, **fields)
-
-
-def client_name(index: int) -> str:
-    """A, B, ..., Z, AA, AB, ..."""
-    name = ""
-    index += 1
-    while index:
-        index, letter = divmod(index - 1, 26)
-        name = chr(ord("A") + letter) + name
-    return name
-
-
-def check_parameters(module: nn.Module, name: str) -> None:
-    """Raise `NotFinite` for NaN or infinity among the parameters; buffers (masks) may hold what they like."""
-    for key, tensor in module.named_parameters():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise NotFinite(
-                f"'{key}' {list(tensor.shape)} of client '{name}' holds NaN or infinity; train it with a lower learning "
-                "rate, or leave the client out"
-            )
 
 
 def require_one_architecture(names: Sequence[str], modules: Sequence[nn.Module]) -> None:

@@ -121,7 +121,8 @@ def train(
         total, elements = 0.0, 0
         for step, batch in enumerate(_endless(source, config.batch_size, seed, steps), start=1):
             loss, count = _step(module, batch, task, optimizer)
-            schedule.step()
+            if count:
+                schedule.step()
             if not math.isfinite(loss):
                 raise NotFinite(_diverged(name, loss, step, config, batch))
             total, elements = total + loss * count, elements + count

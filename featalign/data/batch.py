@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,12 +84,32 @@ class Batch:
         return Batch(tuple(each(value) for value in self.args), kwargs, each(self.targets))
 
     def on(self, module: nn.Module) -> Batch:
-        """The batch on the module's device; floating-point arguments follow its dtype."""
+        """The batch on the module's device; floating-point arguments follow its dtype.
+
+        `input_ids` become the first argument of a module that has no such name; `token_type_ids`, which tokenizers add
+        unasked, are left out where it has none.
+        """
+        if unknown := self._unknown(module):
+            return self._suited(unknown).on(module)
         parameter = next((p for p in module.parameters() if p.is_floating_point()), None)
         if parameter is None:
             return self
         device, dtype = parameter.device, parameter.dtype
         return self.map(lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
+
+    def _unknown(self, module: nn.Module) -> set[str]:
+        """Names of tokenizers that the module does not take."""
+        named = {"input_ids", "token_type_ids"} & set(self.kwargs)
+        if not named or self.args:
+            return set()
+        parameters = inspect.signature(module.forward).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return set()
+        return named - {parameter.name for parameter in parameters}
+
+    def _suited(self, unknown: set[str]) -> Batch:
+        args = (self.kwargs["input_ids"],) if "input_ids" in unknown else ()
+        return Batch(args, {key: value for key, value in self.kwargs.items() if key not in unknown}, self.targets)
 
     def run(self, module: nn.Module) -> Any:
         """`module(*args, **kwargs)` after `on(module)`."""

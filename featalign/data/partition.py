@@ -1,8 +1,7 @@
 """Partitions: which training sample belongs to which client, by named scheme.
 
 Every scheme deals each index at most once, from a seed, for any number of clients. A scheme is a function of `labels`
-(or of `samples`, their number, where it does not look at them), `clients` and `rng`; the rest of its signature are its
-options.
+(or of `samples`, their number, where it does not look at them), `clients` and `rng`; its options are keyword-only.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featalign.data.options import checked
 from featalign.errors import BadOption
+from featalign.options import bind_options
 from featalign.registry import Registry
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 Scheme = Callable[..., list[np.ndarray]]
 schemes: Registry[Scheme] = Registry("partition scheme")
-GIVEN = ("labels", "samples", "clients", "rng")  # parameters of a scheme that are no options
 log = logging.getLogger(__name__)
 
 
@@ -38,9 +36,9 @@ def client_names(count: int) -> tuple[str, ...]:
     return tuple(map(name, range(count)))
 
 
-def check_scheme(scheme: str, **options: Any) -> None:
-    """Raise `UnknownName` for an unknown partition scheme and `BadOption` for options that it does not take."""
-    checked(schemes, scheme, options, GIVEN)
+def check_scheme(scheme: str, **options: Any) -> dict[str, Any]:
+    """The options of a partition scheme, checked; raises `UnknownName` for the scheme, `BadOption` for the options."""
+    return bind_options(schemes[scheme], options, f"partition scheme '{scheme}'")
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def partition(
     `UnknownName` for an unknown scheme.
     """
     labels = np.asarray(labels)
-    deal = checked(schemes, scheme, options, GIVEN)
+    options, deal = check_scheme(scheme, **options), schemes[scheme]
     wants = inspect.signature(deal).parameters
     named = labels.ndim == 1 and np.issubdtype(labels.dtype, np.integer)
     if not named and "labels" in wants:
@@ -170,7 +168,7 @@ def _at_least_one_each(draw: Callable[[], list[np.ndarray]], alpha: float, attem
 
 @schemes.register("special-label")
 def special_label(
-    labels: np.ndarray, clients: int, rng: np.random.Generator, special: int = 4, share: float = 0.1
+    labels: np.ndarray, clients: int, rng: np.random.Generator, *, special: int = 4, share: float = 0.1
 ) -> list[np.ndarray]:
     """Client A has all of one label and a tenth of the rest; B the other nine tenths and none of that label.
 
@@ -196,7 +194,7 @@ def iid(samples: int, clients: int, rng: np.random.Generator) -> list[np.ndarray
 
 
 @schemes.register("dirichlet")
-def dirichlet(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha: float = 0.5) -> list[np.ndarray]:
+def dirichlet(labels: np.ndarray, clients: int, rng: np.random.Generator, *, alpha: float = 0.5) -> list[np.ndarray]:
     """Class-wise: the shares in which each class is split between clients are Dirichlet(alpha).
 
     Yurochkin et al. 2019. Sizes differ between clients; the draw is repeated until every client has a sample.
@@ -216,7 +214,7 @@ def dirichlet(labels: np.ndarray, clients: int, rng: np.random.Generator, alpha:
 
 @schemes.register("client-dirichlet")
 def client_dirichlet(
-    labels: np.ndarray, clients: int, rng: np.random.Generator, alpha: float = 0.5
+    labels: np.ndarray, clients: int, rng: np.random.Generator, *, alpha: float = 0.5
 ) -> list[np.ndarray]:
     """Client-wise: each client draws its own law over labels from Dirichlet(alpha); all have the same size.
 
@@ -244,7 +242,7 @@ def client_dirichlet(
 
 
 @schemes.register("shards")
-def shards(labels: np.ndarray, clients: int, rng: np.random.Generator, shards: int = 2) -> list[np.ndarray]:
+def shards(labels: np.ndarray, clients: int, rng: np.random.Generator, *, shards: int = 2) -> list[np.ndarray]:
     """Sort by label, cut into `clients * shards` equal shards, deal `shards` of them to each client.
 
     McMahan et al. 2017: most clients see few labels.
@@ -259,7 +257,7 @@ def shards(labels: np.ndarray, clients: int, rng: np.random.Generator, shards: i
 
 
 @schemes.register("quantity")
-def quantity(samples: int, clients: int, rng: np.random.Generator, alpha: float = 0.5) -> list[np.ndarray]:
+def quantity(samples: int, clients: int, rng: np.random.Generator, *, alpha: float = 0.5) -> list[np.ndarray]:
     """Quantity skew: the same law of labels everywhere, sizes in Dirichlet(alpha) proportions (Li et al. 2022)."""
 
     def draw() -> list[np.ndarray]:

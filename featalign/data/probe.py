@@ -9,18 +9,17 @@ from typing import Any
 import torch
 
 from featalign.data.datasets import Dataset
-from featalign.data.options import checked
 from featalign.errors import BadOption, ProbeError
+from featalign.options import bind_options
 from featalign.registry import Registry
 
 Recipe = Callable[..., torch.Tensor]
 recipes: Registry[Recipe] = Registry("probe augmentation")
-GIVEN = ("inputs", "size", "generator")  # parameters of a recipe that are no options
 
 
-def check_recipe(recipe: str, **options: Any) -> None:
-    """Raise `UnknownName` for an unknown augmentation and `BadOption` for options that it does not take."""
-    checked(recipes, recipe, options, GIVEN)
+def check_recipe(recipe: str, **options: Any) -> dict[str, Any]:
+    """The options of an augmentation, checked; raises `UnknownName` for the recipe, `BadOption` for the options."""
+    return bind_options(recipes[recipe], options, f"probe augmentation '{recipe}'")
 
 
 def probe(dataset: Dataset, size: int, seed: int = 0) -> torch.Tensor:
@@ -67,8 +66,8 @@ def augment(inputs: torch.Tensor, size: int, seed: int = 0, recipe: str = "shift
         raise ProbeError("the probe set is empty; there is nothing to augment")
     if size < 1:
         raise BadOption(f"augmentation to {size} inputs; give at least 1")
-    make = checked(recipes, recipe, options, GIVEN)
-    return make(inputs, size, torch.Generator().manual_seed(seed), **options)
+    options = check_recipe(recipe, **options)
+    return recipes[recipe](inputs, size, torch.Generator().manual_seed(seed), **options)
 
 
 @recipes.register("none")
@@ -82,6 +81,7 @@ def shift_mix(
     inputs: torch.Tensor,
     size: int,
     generator: torch.Generator,
+    *,
     pixels: int | None = None,
     image: tuple[int, int, int] | None = None,
 ) -> torch.Tensor:

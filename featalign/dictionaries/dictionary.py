@@ -142,7 +142,7 @@ class Dictionary:
         if codes.shape[-1] != self.width:
             raise SpaceMismatch(f"codes {tuple(codes.shape)} for a dictionary of {self.width} latents")
         found = codes.to(self.W_dec) @ self.W_dec + self.b_dec
-        if self.normalize_activations == "none":
+        if self.normalize_activations == "none" or self.design.transcodes:  # what is written is another site's
             return found
         if like is None:
             frame = normalisation.recall(codes, self.normalize_activations)

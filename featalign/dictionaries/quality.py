@@ -21,15 +21,15 @@ def assess(
     chosen[held if held is not None else slice(None)] = True
     mean = targets[chosen].double().mean(0)
     error = total = active = 0.0
-    fired = torch.zeros(dictionary.width, dtype=torch.long)
+    fired = torch.zeros(dictionary.width, dtype=torch.bool)
     for x, y, keep in zip(inputs.split(2048), targets.split(2048), chosen.split(2048)):
         codes = dictionary.encode(x)
-        fired += (codes > 0).sum(0)
+        fired |= (codes > 0).any(0).cpu()
         if keep.any():
-            y = y[keep]
-            error += float((y - dictionary.decode(codes)[keep]).double().pow(2).sum())
-            total += float((y.double() - mean).pow(2).sum())
-            active += float((codes[keep] > 0).sum())
+            codes, y = codes[keep], y[keep].to(codes.device)
+            error += float((y - dictionary.decode(codes, like=x[keep])).double().pow(2).sum())
+            total += float((y.double() - mean.to(y.device)).pow(2).sum())
+            active += float((codes > 0).sum())
     count = int(chosen.sum())
     explained = 1 - error / total if total > 0 else float("nan")
-    return Quality(explained, active / count, float((fired == 0).float().mean()), len(inputs), count)
+    return Quality(explained, active / count, float((~fired).float().mean()), len(inputs), count)

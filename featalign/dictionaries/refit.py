@@ -69,7 +69,7 @@ def gained_decoder(moments: CodeMoments, decoder: torch.Tensor, steps: int = 500
     """`[F, m]`: the trained rows times gains between 1/2 and 10 that explain most, by projected gradient from 1.
 
     The quadratic form `cov(z) * (D D^T)` is never formed where codes are sparse: only its entries at latents that fire
-    together, and the means, whose part has rank m.
+    together, and the means, whose part has rank m. `moments.gram` is used up.
     """
     atoms = decoder.numpy()
     form = _at_atoms(moments.gram, atoms)

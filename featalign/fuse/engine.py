@@ -67,6 +67,7 @@ def propose(problem: FusionProblem, method: str, options: Mapping[str, Any]) -> 
     if entry.follows_mixing:
         return entry.function(problem, **options)
     bases = tuple(basis for found in problem.dictionaries.values() for basis in found)
-    parts = (*problem.clients, problem.cohort.probe, problem.activations, *bases, problem.reference, problem.cohort.seed)
+    cohort = problem.cohort
+    parts = (*cohort.modules, cohort.probe, problem.activations, *bases, problem.reference, cohort.seed)
     kind = f"proposal {method} {sorted(options.items())}"
     return problem.memory.get(kind, parts, lambda: entry.function(problem, **options))

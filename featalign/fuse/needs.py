@@ -72,9 +72,11 @@ def chain(problem: FusionProblem) -> str | None:
     for layer in problem.graph.layers:
         module, space = modules[layer.module], problem.graph[layer.writes]
         if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)) or not affine.is_affine(module):
-            return f"layer '{layer.module}' is a {type(module).__name__}, and unit pools want Linear or plain Conv layers"
+            return f"layer '{layer.module}' is a {type(module).__name__}; unit pools want Linear or plain Conv layers"
         if layer.calls != 1:
             return f"layer '{layer.module}' runs {layer.calls} times"
+        if not problem.paired_rows(layer):
+            return f"rows of layer '{layer.module}' are units of another space, ordered differently by every client"
         if not space.pinned and (space.scales or writers.count(space.name) > 1):
             cause = "a normalisation" if space.scales else "more than one layer"
             return f"space '{space.name}' is also written by {cause}"

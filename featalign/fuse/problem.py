@@ -16,7 +16,7 @@ from featalign.clients.cohort import Cohort
 from featalign.dictionaries.basis import Basis
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.errors import BadOption
-from featalign.spaces.graph import SpaceGraph
+from featalign.spaces.graph import Layer, SpaceGraph
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,18 @@ class FusionProblem:
     def averaged(self) -> bool:
         """Whether more than one client takes part."""
         return sum(weight > 0 for weight in self.mixing) > 1
+
+    def paired_rows(self, layer: Layer) -> bool:
+        """Whether rows of the layer's output correspond between clients: no hidden space but its own lies along them.
+
+        Token mixing has rows of channels, which every client orders in its own way.
+        """
+        return not any(
+            site.module == layer.module and site.side == "out"
+            for space in self.graph.hidden
+            if space.name != layer.writes
+            for site in space.sites
+        )
 
     def mixed(self, mixing: tuple[float, ...]) -> FusionProblem:
         """The same problem at another mixing weight; what was computed is shared."""

@@ -16,11 +16,11 @@ from torch import nn
 
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment
+from featalign.data.batch import unwrap
 from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import Walk, running_order
-from featalign.data.batch import unwrap
 from featalign.spaces import affine
 from featalign.spaces.capture import evaluating, kept, units_last
 from featalign.spaces.graph import Layer, Site
@@ -112,12 +112,14 @@ def refit(
 
 
 def refittable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
-    """Affine layers that run once and write all of their space."""
+    """Affine layers that run once, write all of their space and have rows that correspond between clients."""
     spaces = {space.name: space for space in problem.graph.spaces}
     found = []
     for layer in problem.graph.layers:
         module = fused.get_submodule(layer.module)
-        if layer.calls == 1 and affine.is_affine(module) and len(affine.matrix(module)) == spaces[layer.writes].size:
+        if layer.calls != 1 or not problem.paired_rows(layer):
+            continue
+        if affine.is_affine(module) and len(affine.matrix(module)) == spaces[layer.writes].size:
             found.append(layer)
     return found
 
@@ -170,9 +172,7 @@ def _pairs(
         yield affine.rows(module, kept(value, batch.mask)), target
 
 
-def _solve(
-    name: str, module: nn.Module, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], ridge: float
-) -> LayerFit:
+def _solve(name: str, module: nn.Module, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], ridge: float) -> LayerFit:
     """Accumulate `X^T X` and `X^T (T - X W0^T)`, solve, write the weights back."""
     gram: Any = 0
     residual: Any = 0

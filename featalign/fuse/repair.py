@@ -107,9 +107,7 @@ def interpolated(
     return {name: (mean, deviation / share.clamp_min(1e-12)) for name, (mean, deviation, share) in total.items()}
 
 
-def correct_norm(
-    norm: nn.Module, inputs: Iterable[torch.Tensor], mean: torch.Tensor, deviation: torch.Tensor
-) -> None:
+def correct_norm(norm: nn.Module, inputs: Iterable[torch.Tensor], mean: torch.Tensor, deviation: torch.Tensor) -> None:
     """Correct running statistics in place by what `inputs` show against what the parents show on the same probe.
 
     `running_mean += found - mean`, `running_var *= (found / deviation)^2`: the probe's own peculiarities cancel.
@@ -165,7 +163,8 @@ def repairable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
     for layer in problem.graph.layers:
         module: Any = fused.get_submodule(layer.module)
         whole = affine.is_affine(module) and len(affine.matrix(module)) == graph[layer.writes].size
-        if whole and layer.calls == 1 and not graph[layer.writes].pinned and module.bias is not None:
+        once = layer.calls == 1 and problem.paired_rows(layer)
+        if whole and once and not graph[layer.writes].pinned and module.bias is not None:
             result.append(layer)
     return result
 

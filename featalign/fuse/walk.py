@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -132,11 +132,8 @@ class Walk:
 
         for batch in self.inputs:
             found.clear()
-            with _hooked(part, note), torch.no_grad():
-                try:
-                    batch.run(self.module)
-                except _Reached:
-                    pass
+            with _hooked(part, note), torch.no_grad(), suppress(_Reached):
+                batch.run(self.module)
             yield from found
 
     def _affordable(self) -> bool:

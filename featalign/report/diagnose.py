@@ -96,7 +96,7 @@ def _quality(content: Mapping[str, Any]) -> Section:
     for name, layer in content["layers"].items():
         quality, splice = layer["quality"], layer["splice"]
         dead = f"{100 * quality['dead_fraction']:.1f} % of {layer['width']} in {quality['dead_samples']} samples"
-        kept = f"{splice['accuracy_spliced']:.3f} of {splice['accuracy']:.3f}" if splice else "–"
+        kept = f"{splice['scores_spliced']['accuracy']:.3f} of {splice['scores']['accuracy']:.3f}" if splice else "–"
         recovered = f"{splice['recovered']:.3f}" if splice and splice["recovered"] is not None else "–"
         rows.append(
             [

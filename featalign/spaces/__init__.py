@@ -7,6 +7,7 @@ from featalign.spaces.check import check
 from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry, weakest
 from featalign.spaces.moments import CrossMoments
 from featalign.spaces.nonlinear import apply_nonlinearity
+from featalign.spaces.splice import Splice, splice
 from featalign.spaces.tracing import trace
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Site",
     "Space",
     "SpaceGraph",
+    "Splice",
     "Symmetry",
     "apply_nonlinearity",
     "canonical",
@@ -24,6 +26,7 @@ __all__ = [
     "collect",
     "moved",
     "rebuilt",
+    "splice",
     "stream",
     "trace",
     "weakest",

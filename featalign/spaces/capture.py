@@ -15,7 +15,7 @@ from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import BATCH, Inputs
 from featalign.errors import NotFinite, SpaceMismatch
 from featalign.spaces.graph import Site
-from featalign.spaces.structures import outputs_in, tensors_in
+from featalign.spaces.structures import fitted, outputs_in, tensors_in
 
 BATCH_BYTES = 64_000_000  # activations of one client held at a time; patches of convolutions take some ten times more
 Held = dict[Site, torch.Tensor]
@@ -35,7 +35,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def outputs_of(module: nn.Module, example: Any) -> list[torch.Tensor]:
-    """Every tensor that `module` returns on an example (tensor, tuple of arguments or mapping)."""
+    """Every tensor that `module` returns on an example (tensor, tuple of arguments or mapping) in its own type."""
+    example = fitted(example, module)
     with evaluating(module):
         if isinstance(example, Mapping):
             return outputs_in(module(**example))
@@ -103,7 +104,8 @@ def _hooks(module: nn.Module, sites: Sequence[Site]) -> Iterator[dict[Site, list
         for site in dict.fromkeys(sites):
             part = require_module(modules, site.module)
             if site.side == "in":
-                handles.append(part.register_forward_pre_hook(lambda _m, args, s=site: keep(s, args)))
+                hook = lambda _m, args, kwargs, s=site: keep(s, (args, kwargs))  # noqa: E731
+                handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 handles.append(part.register_forward_hook(lambda _m, _args, out, s=site: keep(s, out)))
         yield calls

@@ -72,17 +72,6 @@ def random_maps(graph: SpaceGraph, seed: int = 0) -> dict[str, Transform]:
     return {space.name: random_transform(space.size, space.symmetry, generator) for space in graph.hidden}
 
 
-def in_double(structure: Any) -> Any:
-    """Floating-point tensors of a nested structure as float64."""
-    if isinstance(structure, torch.Tensor):
-        return structure.double() if structure.is_floating_point() else structure
-    if isinstance(structure, Mapping):
-        return {key: in_double(value) for key, value in structure.items()}
-    if isinstance(structure, (tuple, list)):
-        return type(structure)(in_double(value) for value in structure)
-    return structure
-
-
 def output_change(before: list[torch.Tensor], after: list[torch.Tensor]) -> float:
     """Largest change of an output relative to the largest output; entries that are equal (also infinite) do not count.
 
@@ -100,14 +89,14 @@ def output_change(before: list[torch.Tensor], after: list[torch.Tensor]) -> floa
     return max(changes)
 
 
-def _reference(module: nn.Module, example: Any) -> tuple[nn.Module, list[torch.Tensor], Any]:
-    """A copy in float64 with its outputs and example; in its own precision where the code insists on that."""
-    copied, precise = copy.deepcopy(module).double(), in_double(example)
+def _reference(module: nn.Module, example: Any) -> tuple[nn.Module, list[torch.Tensor]]:
+    """A copy in float64 with its outputs; in its own precision where the code insists on that."""
+    copied = copy.deepcopy(module).double()
     try:
-        return copied, outputs_of(copied, precise), precise
+        return copied, outputs_of(copied, example)
     except RuntimeError:  # a module that casts to a type of its own
         copied = copy.deepcopy(module)
-        return copied, outputs_of(copied, example), example
+        return copied, outputs_of(copied, example)
 
 
 def _unsteady(module: nn.Module, example: Any) -> str:
@@ -141,7 +130,7 @@ def check(graph: SpaceGraph, module: nn.Module, example: Any, tolerance: float =
     without parameters, on the meta device, with outputs that differ from call to call.
     """
     require_weights(module)
-    double, reference, example = _reference(module, example)
+    double, reference = _reference(module, example)
     if (noise := output_change(reference, outputs_of(double, example))) > min(tolerance, 1e-9):
         raise TraceError(
             f"the outputs of two calls on the same example differ by {noise:.2g} (relative): "

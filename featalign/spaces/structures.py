@@ -26,6 +26,29 @@ def tensors_in(structure: Any) -> list[torch.Tensor]:
     return []
 
 
+def fitted(example: Any, module: nn.Module) -> Any:
+    """An example (nested arguments) on the module's device, floating-point tensors in the module's type.
+
+    Types stay where the module mixes several.
+    """
+    parameters = [p for p in module.parameters() if p.is_floating_point()]
+    if not parameters:
+        return example
+    device, dtypes = parameters[0].device, {p.dtype for p in parameters}
+
+    def change(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            follows = value.is_floating_point() and len(dtypes) == 1
+            return value.to(device, parameters[0].dtype if follows else value.dtype)
+        if isinstance(value, Mapping):
+            return {key: change(entry) for key, entry in value.items()}
+        if type(value) in (tuple, list):
+            return type(value)(change(entry) for entry in value)
+        return value
+
+    return change(example)
+
+
 def outputs_in(outputs: Any) -> list[torch.Tensor]:
     """Every tensor that a module returned: also in dataclasses, namespaces and objects (caches of keys are no outputs).
 

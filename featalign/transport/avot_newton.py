@@ -6,7 +6,8 @@ With `r_i` proportional to `p_i exp(-c theta_i)` (`c = (1 - relax) / relax`; `r 
 
 is concave, its gradient is `r - phat` and minus its Hessian is the covariance of r times c plus the mean covariance of
 the weights within subsets: a product with it costs one pass over the memberships. Steps solve by conjugate gradients,
-inexactly (Dembo, Eisenstat and Steihaug 1982), and are kept only where they bring `|r - phat|_1` down or D up.
+inexactly (Dembo, Eisenstat and Steihaug 1982), and are kept only where they bring `|r - phat|_1` down or D up. Laws on
+which conjugate gradients are slow, because users meet in long chains, are those whose Hessian has sparse factors.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import scipy.sparse
+from scipy.sparse.linalg import splu
 
 from featalign.transport.presence import Law
 
 STEPS = 100
-INNER = 400  # products with the Hessian per step
+INNER = 400  # products with the Hessian per step, before it is factored
+MEETINGS = 4_000_000  # sum over subsets of the squared number of users, up to which the Hessian is factored
 HALVINGS = 12
 FLAT = 1e-13  # curvature relative to the importance that rounding explains: users who are always alone have none
 LONGEST = 30.0  # change of a theta in one step
@@ -36,9 +40,7 @@ def ascend(p: np.ndarray, law: Law, theta: np.ndarray, decay: float, tolerance: 
         error = np.abs(gradient).sum()
         if error <= tolerance:
             return theta, step
-        direction = _conjugate_gradients(
-            dual.hessian(weights, r), dual.diagonal(weights, r), gradient, min(0.1, error**0.5)
-        )
+        direction = dual.direction(weights, r, gradient, min(0.1, error**0.5))
         direction *= min(1.0, LONGEST / max(float(np.abs(direction).max()), 1e-300))
         slope, length = float(direction @ gradient), 1.0
         for _ in range(HALVINGS):
@@ -60,9 +62,10 @@ class _Dual:
 
     def __init__(self, p: np.ndarray, law: Law, decay: float) -> None:
         self.law, self.decay, self.size = law, decay, len(p)
-        self.free = (p > 0) & (np.bincount(law.users, minlength=len(p)) > 0)
+        self.free = (p > 0) & (np.bincount(law.users, law.q[law.of], len(p)) > 0)
         self.log_p = np.where(self.free, np.log(np.where(p > 0, p, 1.0)), -np.inf)
         self.p = np.where(self.free, p, 0.0)
+        self.meetings = int((np.bincount(law.of) ** 2).sum())
 
     def at(self, theta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
         """`(D, gradient [users], weights [memberships], r [users])`."""
@@ -89,6 +92,20 @@ class _Dual:
 
         return product
 
+    def direction(self, weights: np.ndarray, r: np.ndarray, gradient: np.ndarray, share: float) -> np.ndarray:
+        """Newton's direction `[users]`, up to the constant that changes nothing."""
+        diagonal = self.diagonal(weights, r)
+        found, converged = _conjugate_gradients(self.hessian(weights, r), diagonal, gradient, share)
+        if converged or self.meetings > MEETINGS:
+            return found
+        law = self.law
+        shares = scipy.sparse.csr_array((weights, (law.users, law.of)), shape=(self.size, len(law.q)))
+        # the rank-one part of the curvature of r only moves the solution by a constant
+        own = law.delivered(weights, self.size) + self.decay * r + FLAT * diagonal + ~self.free
+        matrix = scipy.sparse.diags_array(own) - shares @ scipy.sparse.diags_array(law.q) @ shares.T
+        factors = splu(matrix.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0)
+        return np.where(self.free, factors.solve(gradient), 0.0)
+
     def diagonal(self, weights: np.ndarray, r: np.ndarray) -> np.ndarray:
         """The diagonal of minus the Hessian `[users]`, at least the rounding of its parts."""
         law = self.law
@@ -98,8 +115,8 @@ class _Dual:
 
 def _conjugate_gradients(
     product: Callable[[np.ndarray], np.ndarray], diagonal: np.ndarray, right: np.ndarray, share: float
-) -> np.ndarray:
-    """An inexact solution of `H x = right`, to `share` of the residual, preconditioned by the diagonal."""
+) -> tuple[np.ndarray, bool]:
+    """Inexact solution of `H x = right`, to `share` of the residual, by the diagonal; and whether it got there."""
     x, residual = np.zeros_like(right), right.copy()
     z = residual / diagonal
     along, rho = z.copy(), float(residual @ z)
@@ -108,13 +125,13 @@ def _conjugate_gradients(
         pushed = product(along)
         curvature = float(along @ pushed)
         if not curvature > FLAT * float(along @ (diagonal * along)):
-            break  # a direction in which the dual is flat to rounding
+            return (x if x.any() else right / diagonal), True  # the dual is flat to rounding along here
         alpha = rho / curvature
         x += alpha * along
         residual -= alpha * pushed
         z = residual / diagonal
         before, rho = rho, float(residual @ z)
         if rho <= limit:
-            break
+            return x, True
         along = z + (rho / before) * along
-    return x if x.any() else right / diagonal
+    return x, False

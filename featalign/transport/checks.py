@@ -21,6 +21,8 @@ def as_floats(values: Any, name: str) -> np.ndarray:
 
     Raises `TransportError` on entries that are no real numbers.
     """
+    if type(values) is np.ndarray and values.dtype == np.float64:
+        return values
     if hasattr(values, "detach"):
         values = values.detach()
         if values.is_floating_point():  # numpy has no bfloat16
@@ -67,11 +69,8 @@ def as_mask(mask: Any, shape: tuple[int, int]) -> np.ndarray:
 def require_finite(array: np.ndarray, name: str) -> None:
     """Raise `NotFinite` with the first offending entry, or when sums of entries would overflow."""
     flat = array.ravel()
-    if flat.size <= SINGLE_THREADED:
-        total = flat.dot(flat)  # NaN and infinity survive squaring and summing
-    else:
-        with np.errstate(all="ignore"):
-            total = flat.sum()
+    with np.errstate(all="ignore"):  # NaN and infinity survive squaring and summing
+        total = flat.dot(flat) if flat.size <= SINGLE_THREADED else flat.sum()
     if math.isfinite(total):
         return
     bad = ~np.isfinite(array)

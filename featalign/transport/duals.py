@@ -27,16 +27,19 @@ def c_transform(cost: np.ndarray, g: np.ndarray) -> np.ndarray:
 def dual_value(f: np.ndarray, g: np.ndarray, a: np.ndarray, b: np.ndarray, value: float) -> float:
     """Lower bound `f.a + g.b`, cut at the primal `value`, which it can exceed by rounding only.
 
-    Where potentials are so large that rounding could reach `NOTICEABLE` of the value, the bound is lowered by as much
-    as rounding can have raised it.
-
     Raises `TransportError` when it exceeds it by more: then the potentials are not feasible and nothing was proved.
+    """
+    return cut_bound(proven(f, g, a, b, value), value, float(np.abs(f) @ a + np.abs(g) @ b))
+
+
+def proven(f: np.ndarray, g: np.ndarray, a: np.ndarray, b: np.ndarray, value: float) -> float:
+    """`f.a + g.b`, where potentials are large lowered by as much as rounding can have raised it.
+
+    Large: rounding could reach `NOTICEABLE` of the bound or of the primal `value`.
     """
     bound, scale = float(f @ a + g @ b), float(np.abs(f) @ a + np.abs(g) @ b)
     rounding = 4 * np.finfo(np.float64).eps * scale
-    if rounding > NOTICEABLE * abs(value):
-        bound -= rounding
-    return cut_bound(bound, value, scale)
+    return bound - rounding if rounding > NOTICEABLE * min(abs(value), abs(bound)) else bound
 
 
 def cut_bound(bound: float, value: float, scale: float) -> float:

@@ -36,28 +36,29 @@ class Problem:
     device: str = field(default="cpu", init=False)
 
     def __post_init__(self) -> None:
-        keep = functools.partial(object.__setattr__, self)
+        keep = object.__setattr__
         if not isinstance(self.cost, (np.ndarray, GroundCost)):
-            keep("device", getattr(getattr(self.cost, "device", None), "type", "cpu"))
+            keep(self, "device", getattr(getattr(self.cost, "device", None), "type", "cpu"))
         lazy = isinstance(self.cost, GroundCost)
         if self.mask is not None:
-            keep("mask", as_mask(self.mask, self.cost.shape if lazy else np.shape(self.cost)))
+            keep(self, "mask", as_mask(self.mask, self.cost.shape if lazy else np.shape(self.cost)))
             if self.mask.all():
-                keep("mask", None)
+                keep(self, "mask", None)
             elif not self.mask.any():
                 raise InfeasibleError(f"the mask of shape {self.mask.shape} allows no pair at all")
         if not lazy:
-            keep("cost", as_cost(self.cost, self.mask))
-        n, m = self.cost.shape
-        if self.a is not None:
-            keep("a", as_masses(self.a, n, "a"))
-        if self.b is not None:
-            keep("b", as_masses(self.b, m, "b"))
-        largest = max((float(part.sum()) for part in (self.a, self.b) if part is not None), default=1.0)
-        if largest > 1e6 and not lazy:  # smaller totals are covered by the check of the cost
-            worth = float(np.abs(np.where(np.isinf(self.cost), 0.0, self.cost)).max())
-            if worth > np.finfo(np.float64).max / (1e6 * largest):
-                raise NotFinite(f"costs of {worth:.3g} times masses of {largest:.3g} overflow; divide the masses")
+            keep(self, "cost", as_cost(self.cost, self.mask))
+        for name, size in zip("ab", self.cost.shape):
+            if getattr(self, name) is not None:
+                keep(self, name, as_masses(getattr(self, name), size, name))
+                self._require_worth(float(getattr(self, name).sum()))
+
+    def _require_worth(self, total: float) -> None:
+        """Raise `NotFinite` where masses times costs overflow; ordinary totals are covered by the check of the cost."""
+        if total > 1e6 and not isinstance(self.cost, GroundCost):
+            dearest = float(np.abs(self.cost, where=np.isfinite(self.cost), out=np.zeros(self.shape)).max())
+            if dearest > np.finfo(np.float64).max / (1e6 * total):
+                raise NotFinite(f"costs of {dearest:.3g} times masses of {total:.3g} overflow; divide the masses")
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -104,13 +104,19 @@ def sinkhorn(
         plan = state.plan(target)
         plan = round_to_marginals(plan, flat[1], flat[2]) if rounded and mask is None else plan
     with torch.no_grad():
-        known = flat[0] if mask is None else torch.where(flat[0].isinf(), 0.0, flat[0])
-        primal = ((known + target[:, None, None] * (plan.clamp_min(1e-300).log() - 1)) * plan).sum((1, 2))
-        dual = _dot(state.f, flat[1]) + _dot(state.g, flat[2]) - target * state.plan(target).sum((1, 2))
+        primal, dual = _values(state, plan, target)
     tensors = (part.reshape((*batch, *part.shape[1:])) for part in (plan, state.f, state.g, target, primal, dual))
     plan, f, g, target, primal, dual = tensors
     done = state.errors[-1] <= tolerance
     return Entropic(plan, f, g, target, primal, dual, state.count, state.errors, state.at, done)
+
+
+def _values(state: _State, plan: torch.Tensor, eps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Primal and dual value of the regularised problem (Peyre and Cuturi 2019, equations 4.2 and 4.30), `[batch]`."""
+    known = torch.where(state.cost.isinf(), 0.0, state.cost)
+    primal = ((known + eps[:, None, None] * (plan.clamp_min(1e-300).log() - 1)) * plan).sum((1, 2))
+    dual = _dot(state.f, state.a) + _dot(state.g, state.b) - eps * state.plan(eps).sum((1, 2))
+    return primal, dual
 
 
 class _State:

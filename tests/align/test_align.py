@@ -37,7 +37,9 @@ def test_maps_from_a_plan_pair_and_average():
     plan = solve(np.random.default_rng(0).random((6, 4)), method="exact")
     space_map = SpaceMap.from_plan(plan)
     assert space_map.out.shape == (4, 6) and space_map.into.shape == (6, 4)
-    assert torch.allclose(space_map.out.sum(1), torch.ones(4).double()) and torch.allclose(space_map.into.sum(1), torch.ones(6).double())
+    assert torch.allclose(space_map.out.sum(1), torch.ones(4).double()) and torch.allclose(
+        space_map.into.sum(1), torch.ones(6).double()
+    )
 
 
 def test_maps_that_do_not_pair_are_refused():

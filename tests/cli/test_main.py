@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from featalign import storage
 from featalign.cli import commands
 from featalign.errors import FeatalignError
 
@@ -98,3 +99,10 @@ def test_a_wrong_configuration_file(line, tmp_path):
     done = call("compare", "--config", str(tmp_path / "a.toml"), "--out", str(tmp_path / "run"), "--quiet")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("BadOption: ") and not (tmp_path / "run").exists()
+
+
+def test_two_runs_on_one_folder(tmp_path):
+    with storage.claim(tmp_path / "run"):
+        done = call("compare", "--out", str(tmp_path / "run"), "--quiet")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("FolderInUse: ") and str(os.getpid()) in done.stderr

@@ -93,7 +93,9 @@ def test_table():
         ({"scheme": "client-dirichlet", "alpha": -1.0}, "alpha = -1.0"),
         ({"scheme": "quantity", "alpha": -1.0}, "alpha = -1.0"),
         ({"scheme": "shards", "shards": 400}, "do not fit"),
-        ({"scheme": "dirichlet", "alpha": 1e-6, "clients": 100}, "raise alpha"),
+        ({"scheme": "dirichlet", "alpha": "x"}, "alpha = 'x'; give a number"),
+        ({"scheme": "dirichlet", "alpha": float("inf")}, "finite"),
+        ({"scheme": "shards", "shards": 2.5}, "whole number"),
     ],
 )
 def test_bad_options_say_what_is_wrong(options, words):
@@ -104,9 +106,42 @@ def test_bad_options_say_what_is_wrong(options, words):
 def test_other_bad_input():
     with pytest.raises(UnknownName, match="special-label"):
         data.partition(LABELS, "special-lable")
-    with pytest.raises(BadOption, match="integers"):
+    with pytest.raises(BadOption, match="integer labels"):
         data.partition(LABELS.astype(float))
     with pytest.raises(BadOption, match="shape"):
         data.partition(LABELS[:, None])
     with pytest.raises(BadOption):
         data.partition(np.zeros(0, dtype=int))
+
+
+def test_empty_and_tiny_clients_are_named_and_end_nothing():
+    split = data.partition(LABELS, "dirichlet", 100, alpha=1e-6)
+    assert len(split) == 100 and split.counts.sum() == len(LABELS)
+    assert split.too_small() and set(split.too_small()) < set(split.too_small(len(LABELS) + 1))
+    empty = {name for name, part in zip(split.client_names, split.indices) if len(part) == 0}
+    assert set(split.too_small()) == empty
+    assert not data.partition(LABELS, "iid", 60).too_small()
+
+
+def test_clients_are_named_like_columns():
+    names = data.client_names(730)
+    assert names[:2] == ("A", "B") and names[25:28] == ("Z", "AA", "AB") and names[51:54] == ("AZ", "BA", "BB")
+    assert names[701:703] == ("ZZ", "AAA") and len(set(names)) == 730
+
+
+def test_real_targets_are_dealt_by_schemes_that_do_not_look_at_them():
+    for scheme in ("iid", "quantity"):
+        split = data.partition(np.random.default_rng(0).normal(size=(90, 2)), scheme, 3)
+        assert split.counts.shape == (3, 1) and split.counts.sum() == 90 and "total" in repr(split)
+    with pytest.raises(BadOption, match="use scheme 'iid'"):
+        data.partition(np.zeros(90), "dirichlet", 3)
+
+
+def test_schemes_and_recipes_are_checked_before_any_work():
+    data.check_scheme("dirichlet", alpha=1)
+    data.check_recipe("shift-mix", pixels=2)
+    for check, name in ((data.check_scheme, "dirichlet"), (data.check_recipe, "shift-mix")):
+        with pytest.raises(UnknownName, match=name):
+            check(name[:-1])
+        with pytest.raises(BadOption, match="no option 'beta'"):
+            check(name, beta=1)

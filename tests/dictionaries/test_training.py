@@ -9,8 +9,9 @@ from featalign import dictionaries as fd
 from featalign.bench.sae import planted
 from featalign.dictionaries import products
 from featalign.dictionaries.architectures import ARCHITECTURES
+from featalign.dictionaries.refit import CodeMoments, free_decoder, gained_decoder
 from featalign.dictionaries.trainer import Plan, Trainer
-from featalign.errors import DictionaryError, NotFinite, SpaceMismatch, UnknownName
+from featalign.errors import BadOption, DictionaryError, NotFinite, SpaceMismatch, UnknownName
 from featalign.measure import match_scores
 
 NAMES = ARCHITECTURES.names()
@@ -186,3 +187,86 @@ def test_sweep_is_along_sparsity_and_its_frontier_rises(toy):
     found = fd.sweep(toy[1][:2000], ks=(1, 2, 4), widths=(16,), seeds=(0,), steps=100)
     assert list(found.frame["k"]) == [1, 2, 4]
     assert found.pareto["explained_variance"].is_monotonic_increasing
+
+
+def test_options_of_nothing_are_refused_and_not_taken_as_defaults(toy):
+    for options in ({"steps": 0}, {"batch_size": 0}, {"lr": 0.0}, {"steps": -3}, {"lr": -1.0}):
+        with pytest.raises(BadOption, match="positive"):
+            fd.train(toy[1], **options)
+    with pytest.raises(DictionaryError, match="width 0"):
+        fd.train(toy[1], 0)
+    for k in (0, float("nan"), float("inf")):
+        with pytest.raises(DictionaryError, match="k="):
+            fd.train(toy[1], k=k)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_training_that_leaves_the_numbers_says_so(toy, name):
+    x, options = toy[1][:600], {"width": 16, "k": 2, "steps": 60, "metadata": {"space": "fc7"}}
+    with pytest.raises(NotFinite, match=r"fc7.*overflow"):
+        fd.train(x * 1e30, architecture=name, **options)
+    for lr in (float("inf"), float("nan")):
+        with pytest.raises(NotFinite, match=r"fc7.*lr"):
+            fd.train(x, architecture=name, lr=lr, **options)
+    with pytest.raises(NotFinite, match=r"fc7.*at step \d+; lower lr"):
+        fd.train(x, architecture=name, lr=1e38, **options)
+
+
+def test_a_memory_map_and_tokens_train_as_the_tensor_does(toy, tmp_path):
+    x = toy[1][:1200]
+    np.save(tmp_path / "x.npy", x.numpy())
+    wanted = trained(x, "topk", steps=40)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert isinstance(mapped, np.memmap)
+    for same in (mapped, x.numpy(), x.reshape(40, 30, 8)):
+        found = trained(same, "topk", steps=40)
+        assert torch.equal(found.W_dec, wanted.W_dec) and found.quality == wanted.quality
+    assert torch.equal(fd.pca(mapped).atoms, fd.pca(x).atoms)
+    assert torch.equal(fd.random_dictionary(mapped, 9).W_enc, fd.random_dictionary(x, 9).W_enc)
+    joint, again = (fd.train_joint([each, each], 9, 2, steps=3)[0] for each in (mapped, x))
+    assert torch.equal(joint.W_enc, again.W_enc)
+    broken = x.clone()
+    broken[900, 3] = float("inf")
+    np.save(tmp_path / "y.npy", broken.numpy())
+    with pytest.raises(NotFinite, match="infinity"):
+        trained(np.load(tmp_path / "y.npy", mmap_mode="r"), "topk")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_activations_of_any_width_train_in_single_precision(toy, dtype):
+    x = toy[1][:800].to(dtype)
+    found = trained(x, "relu", steps=40)
+    assert {tensor.dtype for tensor in found.tensors.values()} == {torch.float32}
+    assert torch.equal(found.W_dec, trained(x.float(), "relu", steps=40).W_dec)
+    for nonsense in (x.int(), x[0], "x", [1.0, 2.0]):
+        with pytest.raises(DictionaryError, match="pass"):
+            fd.train(nonsense)
+
+
+def test_least_squares_from_sparse_codes_equal_those_from_dense_ones(monkeypatch):
+    torch.manual_seed(0)
+    held = torch.randn(3000, 40).relu() * (torch.rand(3000, 40) < 0.05)
+    decoder, planted_gains = nn.functional.normalize(torch.randn(40, 6), dim=1).double(), 0.7 + 2 * torch.rand(40)
+    y = (held * planted_gains) @ decoder.float()
+    rows = torch.arange(3000)
+    sparse = CodeMoments.of(held.__getitem__, rows, y)
+    monkeypatch.setattr("featalign.dictionaries.refit.DENSE", 0)
+    dense = CodeMoments.of(held.__getitem__, rows, y)
+    assert isinstance(dense.gram, np.ndarray) and not isinstance(sparse.gram, np.ndarray)
+    assert torch.allclose(sparse.covariance, dense.covariance) and torch.allclose(sparse.cross, dense.cross)
+    centred = held.double() - held.double().mean(0)
+    assert torch.allclose(dense.covariance, centred.T @ centred / 3000)
+    for solve in (free_decoder, gained_decoder):
+        one, other = solve(CodeMoments.of(held.__getitem__, rows, y), decoder), solve(sparse, decoder)
+        assert torch.allclose(one, other, atol=1e-9)
+    assert torch.allclose((other * decoder).sum(1), planted_gains.double(), atol=0.02)
+
+
+def test_a_wide_dictionary_keeps_only_latents_that_fire_together():
+    """Second moments of 8,192 latents of which 8 fire hold at most 64 entries per sample, not 67 million."""
+    torch.manual_seed(0)
+    columns = torch.randint(8192, (400, 8))
+    held = torch.zeros(400, 8192).scatter_(1, columns, 1.0)
+    found = CodeMoments.of(held.__getitem__, torch.arange(400), torch.randn(400, 5))
+    assert not isinstance(found.gram, np.ndarray) and found.gram.nnz <= 400 * 64
+    gained_decoder(found, nn.functional.normalize(torch.randn(8192, 5), dim=1).double(), steps=5)

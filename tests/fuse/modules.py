@@ -127,7 +127,11 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.attention, self.o = nn.Linear(3, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
+        self.embed, self.attention, self.o = (
+            nn.Linear(3, 8),
+            nn.MultiheadAttention(8, 2, batch_first=True),
+            nn.Linear(8, 5),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.embed(x.reshape(-1, 4, 3))
@@ -195,7 +199,9 @@ MODULES |= {
     "conv-batch-norm": lambda: pictures(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
     "two-convs": lambda: pictures(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 1), nn.Tanh()),
     "grouped-conv": lambda: pictures(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 1, groups=3), nn.ReLU()),
-    "depthwise-conv": lambda: pictures(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU()),
+    "depthwise-conv": lambda: pictures(
+        nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.ReLU()
+    ),
     "average-pool": lambda: pictures(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), size=1),
     "max-pool": lambda: pictures(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), size=1),
     "pooled-logits": lambda: chain(nn.Unflatten(1, (3, 2, 2)), nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 1),
@@ -204,7 +210,9 @@ MODULES |= {
                                    nn.Flatten(), nn.Linear(32, 5)),
     "dilated-conv1d": lambda: chain(nn.Unflatten(1, (3, 4)), nn.Conv1d(3, 6, 3, padding=2, dilation=2), nn.ReLU(),
                                     nn.Flatten(), nn.Linear(24, 5)),
-    "per-position": lambda: chain(nn.Unflatten(1, (3, 4)), nn.Conv1d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv1d(6, 5, 1)),
+    "per-position": lambda: chain(
+        nn.Unflatten(1, (3, 4)), nn.Conv1d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv1d(6, 5, 1)
+    ),
     "tokens-out": lambda: chain(nn.Unflatten(1, (4, 3)), nn.Linear(3, 7), nn.GELU(), nn.Linear(7, 5)),
     "transposed-conv": lambda: pictures(nn.ConvTranspose2d(3, 6, 1), nn.ReLU()),
     "gru": lambda: _Recurrent(),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from featalign.dictionaries import NeuronBasis
 from featalign.data import Classification, Inputs
+from featalign.dictionaries import NeuronBasis
 from featalign.errors import ArchitectureMismatch, BadOption, NotFinite, ProbeError, UnknownName
 from featalign.fuse import METHODS, available, fusion_method, ledger, propose, solve
 from featalign.fuse.refit import map_targets, refit
@@ -144,7 +144,9 @@ def test_a_changed_probe_never_returns_an_old_plan(probe):
     assert propose(problem, "ot-acts", {}) is first
     again = propose(other, "ot-acts", {})
     name = problem.graph.hidden[0].name
-    assert again is not first and not torch.equal(again.alignments[0].maps[name].out, first.alignments[0].maps[name].out)
+    assert again is not first and not torch.equal(
+        again.alignments[0].maps[name].out, first.alignments[0].maps[name].out
+    )
 
 
 def test_options_are_the_signature_and_reach_the_method(probe):

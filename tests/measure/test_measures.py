@@ -138,19 +138,6 @@ def test_a_privileged_basis_is_told_from_a_rotated_one(rng):
     assert float(fm.hoyer(sparse).mean()) > float(fm.hoyer(sparse @ rotation).mean())
 
 
-def test_splicing_the_identity_loses_nothing_and_the_mean_everything(rng):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    x = torch.randn(500, 6, generator=rng)
-    y = model(x).argmax(1)
-    whole = fm.splice(model, "1", lambda a: a, x, y)
-    assert whole.recovered == pytest.approx(1) and whole.kl == pytest.approx(0, abs=1e-9)
-    seen = model[1](model[0](x)).mean(0).detach()
-    assert fm.splice(model, "1", lambda a: seen.expand_as(a), x, y).recovered == pytest.approx(0, abs=1e-6)
-    with pytest.raises(SpaceMismatch, match="9"):
-        fm.splice(model, "9", lambda a: a, x, y)
-
-
 def test_scores_carry_interval_and_coverage():
     score = fm.mean_score([1.0, 2.0, 3.0, float("nan")], null=0.0)
     assert score.value == 2 and score.coverage == 0.75 and score.interval[0] <= 2 <= score.interval[1]

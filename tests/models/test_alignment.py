@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from torch import nn
-
 from featalign.align.orthogonal import polar, procrustes_activations
 from featalign.align.transformer import align_softly, align_transformer, attention_layers, fold_norms
+from torch import nn
+
 from featalign.align.weights import match_weights
 from featalign.bench.step0 import METHODS, planted
 from featalign.clients import build
@@ -20,8 +20,9 @@ from featalign.clients.families.vit import ViTConfig
 from featalign.errors import ArchitectureMismatch, BadOption, ProbeError, SpaceMismatch
 from featalign.fuse import FusionProblem, fuse
 from featalign.fuse.repair import output_statistics, re_estimate, repair, repair_from_moments
-from featalign.spaces import SpaceGraph, Symmetry, affine, collect, moved, rebuilt
-from featalign.spaces.check import output_change, outputs_of, random_transform
+from featalign.spaces import SpaceGraph, Symmetry, affine, collect, moved, rebuilt, trace
+from featalign.spaces.capture import outputs_of
+from featalign.spaces.check import output_change, random_transform
 from featalign.spaces.graph import Site
 from tests.spaces.zoo import ZOO, shake
 
@@ -36,7 +37,7 @@ def test_planted_permutations_of_residual_mlps() -> None:
 def test_weight_matching_finds_a_planted_transform(name: str) -> None:
     torch.manual_seed(0)
     module, example = ZOO[name]()
-    graph = SpaceGraph.trace(shake(module), example)
+    graph = trace(shake(module), example)
     permuting = SpaceGraph(graph.spaces, graph.layers)
     generator = torch.Generator().manual_seed(0)
     truth = {s.name: random_transform(s.size, Symmetry.PERMUTATION, generator) for s in permuting.hidden}
@@ -50,7 +51,7 @@ def test_weight_matching_finds_a_planted_transform(name: str) -> None:
 
 def test_weight_matching_wants_one_architecture() -> None:
     a, b = (nn.Sequential(nn.Linear(4, 5), nn.ReLU(), *more, nn.Linear(5, 2)) for more in ((), (nn.Linear(5, 5),)))
-    graphs = [SpaceGraph.trace(module, torch.randn(2, 4)) for module in (a, b)]
+    graphs = [trace(module, torch.randn(2, 4)) for module in (a, b)]
     with pytest.raises(ArchitectureMismatch):
         match_weights(a, b, *graphs)
 
@@ -58,7 +59,7 @@ def test_weight_matching_wants_one_architecture() -> None:
 def test_polar_recovers_a_rotation() -> None:
     module = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2))
     x = torch.randn(200, 6)
-    graph = SpaceGraph.trace(module, x)
+    graph = trace(module, x)
     rotation = random_transform(5, Symmetry.ORTHOGONAL, torch.Generator().manual_seed(0))
     target = rebuilt(module, moved(module, graph, {"0": rotation}))
     found = procrustes_activations(module, target, graph["0"], x)
@@ -76,7 +77,7 @@ def test_folded_norms_leave_the_function_alone() -> None:
     module, tokens = _decoder()
     folded = fold_norms(module, tokens[:2])
     assert output_change(outputs_of(module, tokens), outputs_of(folded, tokens)) < 1e-4
-    stream = SpaceGraph.trace(folded, tokens[:2])["embed"]
+    stream = trace(folded, tokens[:2])["embed"]
     assert stream.symmetry is Symmetry.ORTHOGONAL
     pooled = build(ViTConfig(width=16, heads=2, depth=1, hidden=20, size=8), 0)
     with pytest.raises(SpaceMismatch, match="read by no Linear"):
@@ -99,7 +100,7 @@ class _PreNorm(nn.Module):
 def test_transformer_alignment_undoes_a_planted_transform(kind: str) -> None:
     module, tokens = _decoder()
     source = fold_norms(module, tokens[:2])
-    graph = SpaceGraph.trace(source, tokens[:2])
+    graph = trace(source, tokens[:2])
     assert len(attention_layers(graph)) == 2 and all(len(layer.inner) == 2 for layer in attention_layers(graph))
     generator = torch.Generator().manual_seed(1)
     truth = {
@@ -123,7 +124,7 @@ def test_transformer_alignment_undoes_a_planted_transform(kind: str) -> None:
 
 def test_soft_alignment_has_a_map_per_space() -> None:
     module, tokens = _decoder()
-    graph = SpaceGraph.trace(module, tokens[:2])
+    graph = trace(module, tokens[:2])
     found = align_softly(module, module, graph, tokens)
     assert set(found.maps) == {space.name for space in graph.hidden}
     assert all(torch.allclose(m.out.sum(1), torch.ones(len(m.out)), atol=1e-4) for m in found.maps.values())
@@ -132,7 +133,7 @@ def test_soft_alignment_has_a_map_per_space() -> None:
 def _problem(config: VGGConfig | ResNet20Config) -> FusionProblem:
     clients = tuple(shake(build(config, seed)) for seed in range(2))
     x = torch.randn(60, 3, 16, 16)
-    graphs = tuple(SpaceGraph.trace(client, x[:2]) for client in clients)
+    graphs = tuple(trace(client, x[:2]) for client in clients)
     return FusionProblem(clients, graphs, x, x, (0.5, 0.5), 1)
 
 

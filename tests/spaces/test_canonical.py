@@ -107,3 +107,58 @@ def test_what_cannot_be_folded_is_left_alone(name: str) -> None:
     found = canonical(shake(module), example)
     assert found.module is module and not found.folded and found.restore(module) is module
     assert name in ("mlp", "resnet20-layer") or any("not folded" in note for note in found.notes)
+
+
+def random_network(kind: str, seed: int) -> tuple[nn.Module, Any]:
+    """A transformer of `transformers` or TransformerLens of random sizes."""
+    import random
+
+    import transformers
+
+    draw = random.Random(seed)
+    heads, layers = draw.choice([1, 2, 4]), draw.randint(1, 3)
+    width, hidden, words = heads * draw.choice([4, 6, 8]), draw.randint(10, 40), draw.randint(20, 50)
+    tokens = {"vocab_size": words, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    sizes = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+    ids = torch.randint(0, words, (2, draw.randint(3, 7)))
+    if kind == "gpt2":
+        config: Any = transformers.GPT2Config(
+            n_embd=width, n_layer=layers, n_head=heads, n_inner=hidden, n_positions=16, activation_function="gelu",
+            tie_word_embeddings=draw.random() < 0.5, vocab_size=words, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return transformers.GPT2LMHeadModel(config), ids
+    if kind == "llama":
+        groups = draw.choice([k for k in (1, 2, 4) if heads % k == 0])
+        config = transformers.LlamaConfig(
+            num_key_value_heads=groups, tie_word_embeddings=draw.random() < 0.5, attention_bias=draw.random() < 0.5,
+            max_position_embeddings=16, **sizes, **tokens,
+        )  # fmt: skip
+        return transformers.LlamaForCausalLM(config), ids
+    if kind == "gemma":
+        config = transformers.GemmaConfig(
+            head_dim=4, num_key_value_heads=1, max_position_embeddings=16, **sizes, **tokens
+        )
+        return transformers.GemmaForCausalLM(config), ids
+    config = transformers.ViTConfig(
+        image_size=16, patch_size=draw.choice([4, 8]), num_labels=draw.randint(2, 5), **sizes
+    )
+    return transformers.ViTForImageClassification(config), torch.randn(2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma", "vit"])
+def test_random_networks_fold_and_come_back(kind: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    module, example = random_network(kind, seed)
+    reference = outputs_of(shake(module), example)
+    found = canonical(module, example)
+    assert found.folded and not any("not folded" in note for note in found.notes)
+    assert output_change(reference, outputs_of(found.module, example)) < 1e-4
+    back = found.restore(found.module.state_dict())
+    assert output_change(reference, outputs_of(back, example)) < 1e-4
+    assert set(back.state_dict()) == set(module.state_dict())

@@ -163,6 +163,100 @@ def autoencoder() -> tuple[nn.Module, Any]:
     return nn.Sequential(*parts), torch.randn(2, 3, 16, 16)
 
 
+class Loop(nn.Module):
+    """A layer that runs several times, its nonlinearity with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.again, self.write, self.act = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3), nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.read(x)
+        for _ in range(3):
+            hidden = self.act(self.again(hidden))
+        return self.write(hidden)
+
+
+@entry
+def loop() -> tuple[nn.Module, Any]:
+    return Loop(), torch.randn(4, 5)
+
+
+class Mixer(nn.Module):
+    """Token mixing: units of one layer are read beside the permuted channels of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(4, 12), nn.Linear(12, 3)
+        self.tokens_in, self.tokens_out = nn.Linear(6, 10), nn.Linear(10, 6)
+        self.channels_in, self.channels_out = nn.Linear(12, 20), nn.Linear(20, 12)
+        self.norm1, self.norm2 = nn.LayerNorm(12), nn.LayerNorm(12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x)
+        x = x + self.tokens_out(F.gelu(self.tokens_in(self.norm1(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + self.channels_out(F.gelu(self.channels_in(self.norm2(x))))
+        return self.head(x.mean(1))
+
+
+@entry
+def mixer() -> tuple[nn.Module, Any]:
+    return Mixer(), torch.randn(3, 6, 4)
+
+
+class Dilated(nn.Module):
+    """Residual dilated convolutions, three outputs per position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv1d(4, 12, 1), nn.Conv1d(12, 3, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm1d(12) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Conv1d(12, 12, 3, padding=2**k, dilation=2**k) for k in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for norm, layer in zip(self.norms, self.layers):
+            x = x + layer(norm(x).relu())
+        return self.head(x)
+
+
+@entry
+def dilated() -> tuple[nn.Module, Any]:
+    return Dilated(), torch.randn(2, 4, 20)
+
+
+@entry
+def shuffled_pictures() -> tuple[nn.Module, Any]:
+    parts = [nn.Conv2d(3, 16, 3, padding=1), nn.Hardswish(), nn.ChannelShuffle(4), nn.Conv2d(16, 24, 1), nn.GLU(1)]
+    parts += [nn.PixelShuffle(2), nn.ReplicationPad2d(1), nn.Conv2d(3, 8, 3), nn.LogSigmoid(), nn.PixelUnshuffle(2)]
+    return nn.Sequential(*parts, nn.Conv2d(32, 2, 1)), torch.randn(2, 3, 8, 8)
+
+
+class TwoHeads(nn.Module):
+    """Wide and deep: the input goes past the hidden layers too; two readouts, one of them behind a temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deep, self.wide = nn.Sequential(nn.Linear(6, 10), nn.Softplus(), nn.Linear(10, 4)), nn.Linear(6, 4)
+        self.other, self.temperature = nn.Linear(10, 3), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.deep[1](self.deep[0](x))
+        probabilities = ((self.deep[2](hidden) + self.wide(x)) / self.temperature).softmax(-1)
+        return {"probabilities": probabilities, "other": self.other(hidden)}
+
+
+@entry
+def two_heads() -> tuple[nn.Module, Any]:
+    return TwoHeads(), torch.randn(4, 6)
+
+
+@entry
+def weight_normed() -> tuple[nn.Module, Any]:
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(5, 8))
+    return nn.Sequential(layer, nn.Tanh(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), torch.randn(4, 5)
+
+
 _SIZES = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 _VISION = {"image_size": 32, "patch_size": 8, **_SIZES}
 _TEXT = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from featalign import storage
 from featalign.errors import FolderExists, FolderInUse, StorageError
@@ -237,7 +238,7 @@ def test_a_full_or_read_only_disk_is_one_line(number, tmp_path, monkeypatch):
     for attempt in (
         lambda: storage.require_writable(tmp_path / "run"),
         lambda: storage.write_json(tmp_path / "a.json", 1),
-        lambda: storage.save_tensors(tmp_path / "a.safetensors", {}),
+        lambda: storage.save_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(2)}),
         lambda: write_run(tmp_path / "run", 1),
     ):
         with pytest.raises(StorageError, match=os.strerror(number)) as caught:

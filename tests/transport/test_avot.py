@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from scipy.optimize import linprog
 from typer.testing import CliRunner
 
@@ -193,3 +194,68 @@ def test_experiment_uniform_mean_keeps_a_floor_that_fedavot_does_not():
     assert curves.floors["fedavot"][-1] < 0.25 * curves.floors["uniform"][-1]
     assert curves.floors["full"].max() < curves.floors["fedavot"].min()
     assert len(avot(curves, RULES).data) == 2 * len(RULES)
+
+
+def test_users_as_a_mask_as_indices_or_not_at_all():
+    weights = AvotWeights([0.5, 0.3, 0.2])
+    np.testing.assert_array_equal(weights.weights([True, False, True]), weights.weights([0, 2]))
+    np.testing.assert_array_equal(weights.weights(np.array([False, True, True])), weights.weights([1.0, 2.0]))
+    np.testing.assert_array_equal(weights.weights(torch.tensor([2, 0])), weights.weights([2, 0]))
+    with pytest.raises(errors.TransportError, match="mask of 2 users"):
+        weights.weights([True, False])
+    with pytest.raises(errors.TransportError, match="nobody is present"):
+        weights.weights([False] * 3)
+    for bad in ([0.5], [np.nan], ["0"], [-1], [3]):
+        with pytest.raises(errors.TransportError, match=r"whole numbers|unknown"):
+            weights.weights(bad)
+        with pytest.raises(errors.TransportError, match=r"whole numbers|unknown"):
+            AvotWeights([0.5, 0.3, 0.2]).fit([[0, 1], bad], [0.5, 0.5])
+    law = [[True, True, False], [False, True, True]]
+    fitted, same = AvotWeights([0.4, 0.4, 0.2]).fit(law), AvotWeights([0.4, 0.4, 0.2]).fit([[0, 1], [1, 2]])
+    np.testing.assert_array_equal(fitted.theta, same.theta)
+
+
+def scaling_alone(p, subsets, q, relax, steps=400_000):
+    """The fixed point by the plain iteration, weights of every membership in order."""
+    users, of = np.concatenate(subsets), np.repeat(np.arange(len(subsets)), [len(s) for s in subsets])
+    theta = np.zeros(len(p))
+    for _ in range(steps):
+        exponential = np.exp(theta[users])
+        shares = exponential / np.bincount(of, exponential)[of]
+        phat = np.bincount(users, shares * q[of], len(p))
+        before, theta = theta, relax * (theta + np.log(p / phat))
+        theta -= theta.max()
+        if np.abs(theta - before).max() < 1e-13:
+            break
+    return shares
+
+
+@pytest.mark.parametrize("relax", [1.0, 0.99, 0.5])
+@pytest.mark.parametrize("kind", ["ring", "chain of threes", "random"])
+def test_newton_ends_where_scaling_ends(kind, relax):
+    rng = np.random.default_rng(0)
+    n = 30
+    subsets = {
+        "ring": [np.array([i, (i + 1) % n]) for i in range(n)],
+        "chain of threes": [np.arange(i, i + 3) for i in range(n - 2)],
+        "random": [np.sort(rng.choice(n, 4, replace=False)) for _ in range(60)],
+    }[kind]
+    q = rng.dirichlet(np.full(len(subsets), 3.0))
+    p = np.zeros(n)
+    for members, chance in zip(subsets, q):
+        p[members] += chance * rng.dirichlet(np.full(len(members), 3.0))
+    weights = AvotWeights(p / p.sum(), relax).fit(subsets, q)
+    ours = np.concatenate([weights.weights(members) for members in subsets])
+    np.testing.assert_allclose(ours, scaling_alone(p / p.sum(), subsets, q, relax), atol=1e-9)
+
+
+def test_thousands_of_users_who_meet_in_a_ring_are_fitted_in_few_steps():
+    """Scaling alone needs tens of thousands of iterations here: importance diffuses from neighbour to neighbour."""
+    rng = np.random.default_rng(0)
+    n = 4000
+    subsets, q, p = [[i, (i + 1) % n] for i in range(n)], rng.dirichlet(np.full(n, 3.0)), np.zeros(n)
+    for members, chance in zip(subsets, q):
+        share = rng.random()
+        p[members] += chance * np.array([share, 1 - share])
+    weights = AvotWeights(p / p.sum()).fit(subsets, q)
+    assert weights.iterations < 200 and weights.report()["error"] < 1e-11

@@ -8,7 +8,7 @@ from featalign.align.pair import Pair
 from featalign.errors import SpaceMismatch
 
 
-@matcher("vanilla", basis="none", needs=("equal-widths",), gauge=False)
+@matcher("vanilla", basis="none", needs=("equal-widths",), gauge=False, paired=False)
 def identity(pair: Pair) -> SpaceMap:
     """Average position by position (FedAvg after independent training)."""
     if pair.source.size != pair.target.size:

@@ -18,25 +18,23 @@ def ot_acts(pair: Pair, *, cost: str = "distance") -> SpaceMap:
     """OTFusion: units matched by their pre-activations on the probe.
 
     `cost`: Euclidean "distance" (the paper's) or one minus "correlation". Exact transport with uniform masses: an
-    assignment for equal widths, a soft map for unequal ones. Where samples are not paired, incoming weights decide.
+    assignment for equal widths, a soft map for unequal ones.
     """
     if cost not in COSTS:
         raise BadOption(f"cost '{cost}' of 'ot-acts'; choices: {', '.join(COSTS)}")
-    if not pair.paired:
-        return ot_wts(pair)
     moments = pair.moments
     ground = moments.squared_distances.sqrt() if cost == "distance" else 1 - moments.correlation
     return SpaceMap.from_plan(solve(ground, method="exact"))
 
 
-@matcher("ot-wts")
+@matcher("ot-wts", paired=False)
 def ot_wts(pair: Pair) -> SpaceMap:
     """OTFusion: units matched by the distance of their incoming weights, layer by layer."""
     mine, theirs = pair.incoming
     return SpaceMap.from_plan(solve(torch.cdist(mine, theirs), method="exact"))
 
 
-@matcher("weight-matching", gauge=False, default=False)
+@matcher("weight-matching", gauge=False, default=False, paired=False)
 def weight_matching(pair: Pair) -> SpaceMap:
     """Git re-basin: all spaces matched by coordinate ascent on weights, without data."""
     return pair.clients.weight_alignment.maps[pair.name]

@@ -9,7 +9,7 @@ from typing import Any
 from featalign.align.heads import attention_layers, inner_map, match_heads
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.pair import Clients, Pair
-from featalign.align.weights import ROTATIONS
+from featalign.align.weights import ROTATIONS, match_weights
 from featalign.errors import BadOption
 from featalign.options import bind_options
 from featalign.registry import Registry
@@ -34,6 +34,8 @@ class Matcher:
         refit: whether the refit of the lifted method is "optional" or "none".
         default: whether the lifted method runs when no methods are named.
         exact: whether a network matched with itself is left where it is.
+        paired: whether it compares samples of activations, which correspond only where the other axes of a site keep
+            their basis; elsewhere weights decide, once the other spaces are matched.
         summary: the first line of the function's docstring.
     """
 
@@ -46,6 +48,7 @@ class Matcher:
     refit: str
     default: bool
     exact: bool
+    paired: bool
     summary: str
 
     def admits(self, space: Space) -> bool:
@@ -67,6 +70,7 @@ def matcher(
     refit: str = "optional",
     default: bool = True,
     exact: bool = True,
+    paired: bool = True,
 ) -> Callable[[Function], Function]:
     """Register a function `Pair -> SpaceMap`; the first line of its docstring is its summary."""
     if spaces not in SPACES:
@@ -74,7 +78,8 @@ def matcher(
 
     def file(function: Function) -> Function:
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        MATCHERS.register(name)(Matcher(function, spaces, otherwise, basis, needs, gauge, refit, default, exact, summary))
+        entry = Matcher(function, spaces, otherwise, basis, needs, gauge, refit, default, exact, paired, summary)
+        MATCHERS.register(name)(entry)
         return function
 
     return file
@@ -83,23 +88,31 @@ def matcher(
 def align(clients: Clients, name: str, **options: Any) -> Alignment:
     """Every hidden space of the source matched to the target's by a registered matcher.
 
-    Spaces whose samples are paired come first, in topological order; then those that need the maps of others (heads,
-    token mixing). Where the matcher is not meant for a space, the one it names takes over.
+    Spaces go in topological order. Where the matcher is not meant for a space, the one it names takes over. Spaces in
+    which samples do not correspond before other spaces are matched (token mixing, groups) come last, together, by
+    weights; then heads.
     """
     chosen = MATCHERS[name]
     bound = bind_options(chosen.function, options, f"matcher '{name}'")
     graph = clients.graphs[0]
     layers = attention_layers(graph) if chosen.gauge else []
     inside = {space.name for layer in layers for space in (layer.heads, *layer.inner)}
-    waiting = [space for space in graph.hidden if space.name not in inside]
-    waiting.sort(key=lambda space: space.pre is not None and not space.pre.paired)
     maps: dict[str, SpaceMap] = {}
-    for space in waiting:
+    for space in graph.hidden:
+        if space.name in inside:
+            continue
         pair = Pair(clients, space.name, dict(maps))
-        if chosen.admits(space):
-            maps[space.name] = chosen.function(pair, **bound)
-        else:
-            maps[space.name] = MATCHERS[chosen.otherwise].function(pair)
+        used = chosen if chosen.admits(space) else MATCHERS[chosen.otherwise]
+        if used.paired and not pair.paired:
+            continue
+        maps[space.name] = used.function(pair, **(bound if used is chosen else {}))
+    if any(space.name not in maps and space.name not in inside for space in graph.hidden):
+        fixed = {
+            **maps,
+            **{space.name: SpaceMap.identity(space.size) for space in graph.hidden if space.name in inside},
+        }
+        found = match_weights(*clients.modules, *clients.graphs, seed=clients.seed, fixed=fixed)
+        maps = {name: found.maps[name] for name in found.maps if name not in inside}
     gauge = {}
     source, target = (module.state_dict() for module in clients.modules)
     for layer in layers:

@@ -28,7 +28,7 @@ def procrustes(pair: Pair, *, center: bool = False) -> SpaceMap:
     return SpaceMap(found.out, found.into, found.symmetry, float(1 - explained / energy_b.clamp_min(1e-30)))
 
 
-@matcher("procrustes-wts", spaces="rotations", needs=("rotations",), default=False)
+@matcher("procrustes-wts", spaces="rotations", needs=("rotations",), default=False, paired=False)
 def procrustes_weights(pair: Pair) -> SpaceMap:
     """Rotation that brings everything written to and read from a space closest; units elsewhere."""
     return pair.clients.weight_alignment.maps[pair.name]

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from featalign.data.batch import Batch
-from featalign.data.task import FLOOR, IGNORED, TASKS, Metric, Task, average
+from featalign.data.task import FLOOR, IGNORED, TASKS, Metric, Task, average, numbers
 from featalign.errors import BadOption, TaskError
 
 
@@ -174,14 +174,10 @@ class Classification(Task):
             found = torch.where(found == self.ignore, found, match.int().argmax(-1))
         return found
 
-    def _named(self, items: list[Any]) -> list[Any]:
+    def _named(self, items: list[Any]) -> Any:
         """Labels with the names of classes replaced by their positions."""
         if not items or not isinstance(items[0], str):
-            if bad := next(
-                (item for item in items if not isinstance(item, (int, float, list, tuple, torch.Tensor))), None
-            ):
-                raise TaskError(f"label {bad!r} is a {type(bad).__name__}; pass integers or names of classes")
-            return items
+            return numbers(items, self.name)
         places = {name: k for k, name in enumerate(self.class_names)}
         if (unknown := next((item for item in items if item not in places), None)) is not None:
             known = f" ({', '.join(self.class_names[:10])})" if self.class_names else ""

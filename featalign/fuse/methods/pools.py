@@ -115,7 +115,7 @@ def zip_features(problem: FusionProblem) -> Proposal:
 
 
 def _resized(problem: FusionProblem, client: int, maps: dict[str, SpaceMap]) -> dict[str, SpaceMap]:
-    """Identity maps, cut or filled with zeros where the client is wider or narrower: the refit replaces what they give."""
+    """Identity maps, cut or padded where the client is wider or narrower: the refit replaces what they give."""
     found = {}
     for name, same in maps.items():
         size = problem.graphs[client][name].size
@@ -129,9 +129,7 @@ def origins(problem: FusionProblem, chosen: dict[str, Chosen]) -> dict[str, list
     return {name: [len(c.of_client(k)[0]) for k in range(len(problem.cohort))] for name, c in chosen.items()}
 
 
-def choose_units(
-    problem: FusionProblem, pre_units: PreUnits, kind: str
-) -> tuple[dict[str, Chosen], dict[str, Pool]]:
+def choose_units(problem: FusionProblem, pre_units: PreUnits, kind: str) -> tuple[dict[str, Chosen], dict[str, Pool]]:
     """Greedy choice per space among the clients' units, against what the next layers read from them.
 
     Targets are the pre-activations of every layer that reads the space, of every client, weighted by the square root of
@@ -168,9 +166,10 @@ def _pools(problem: FusionProblem, pre_units: PreUnits, kind: str) -> dict[str, 
             target = torch.cat(_wanted(problem, space, held, outputs, parts, readouts), dim=1)
             pool = torch.cat(parts, dim=1).double()
             if space.name not in known:
-                faint = torch.cat(pre, dim=1)
-                gram = pool.T @ pool + FAINT * (faint.T @ faint).double()
-                grams[space.name] = grams.get(space.name, 0) + gram
+                if space.name not in grams:  # the first batch tells silent units apart
+                    faint = torch.cat(pre, dim=1).double()
+                    grams[space.name] = FAINT * faint.T @ faint
+                grams[space.name] = grams[space.name] + pool.T @ pool
             cross[space.name] = cross.get(space.name, 0) + pool.T @ target.double()
             sizes = torch.tensor([0, *(part.shape[1] for part in parts)])
             offsets[space.name] = tuple(sizes.cumsum(0).tolist())

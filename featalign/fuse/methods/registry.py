@@ -123,9 +123,7 @@ def fusion_method(
         if name in METHODS:
             raise UnknownName(f"fusion method '{name}' is registered already")
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        entry = Method(
-            function, basis, refit, needs, follows_mixing, exact, default, options_of(function), summary
-        )
+        entry = Method(function, basis, refit, needs, follows_mixing, exact, default, options_of(function), summary)
         METHODS.register(name)(entry)
         return function
 

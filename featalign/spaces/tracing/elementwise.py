@@ -23,11 +23,11 @@ def homogeneous(call: Call) -> Dims:
     return constrain_all(call.dims(call.args[0]), Symmetry.SCALED_PERMUTATION)
 
 
-@handles("leaky_relu", "prelu", "_prelu_kernel")
+@handles("leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise")
 def leaky(call: Call) -> Dims:
     """Leaky ReLU is homogeneous; a learned slope per unit is a scale."""
     dims = constrain_all(call.dims(call.args[0]), Symmetry.SCALED_PERMUTATION)
-    slope = call.arg(1, "weight")
+    slope = call.arg(1, "weight") if call.name != "rrelu_with_noise" else None
     if isinstance(slope, torch.Tensor) and slope.numel() > 1:
         slopes = call.dims(slope)
         call.tracer.role(slopes, "scale")
@@ -38,11 +38,18 @@ def leaky(call: Call) -> Dims:
     return dims
 
 
+@handles("hardswish")
 def elementwise(call: Call) -> Dims:
     """Any other elementwise function: permutations remain."""
     rows = [call.dims(tensor) for tensor in call.tensors]
     dims = constrain_all(broadcast(rows), Symmetry.PERMUTATION)
     return merge_origins(dims, rows) if all(call.value(t).weight for t in call.tensors) else dims
+
+
+@handles("log_sigmoid_forward")
+def with_buffer(call: Call) -> list[Dims]:
+    """An elementwise function that returns a buffer for its gradient beside the result."""
+    return [elementwise(call)] * 2
 
 
 def _is_zero(operand: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -62,6 +62,8 @@ def between(before: Version, after: Version, made: Mapping[Version, Made]) -> tu
             source = made.get(version)
             if source is None or not source.operation or source.operation.startswith(LEARNED) or len(place) > 40:
                 raise _NotElementwise
+            if source.operation.startswith("log_sigmoid_forward"):  # without the buffer for its gradient
+                source = replace(source, operation="log_sigmoid.default")
             args = tuple(argument(value, source) for value in source.args)
             kwargs = tuple((key, argument(value, source)) for key, value in sorted(source.kwargs.items()))
             steps.append(Step(source.operation, args, kwargs))

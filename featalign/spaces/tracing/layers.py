@@ -94,6 +94,18 @@ def batch_norm(call: Call) -> list[Dims]:
     return [dims]
 
 
+@handles("_weight_norm_interface", "_weight_norm")
+def weight_norm(call: Call) -> list[Dims]:
+    """Rows of a weight brought to lengths of their own: the lengths are scales, directions turn with what they read."""
+    direction, length, axis = *call.args[:2], call.arg(2, "dim", 0)
+    dims, lengths = call.dims(direction), call.dims(length)
+    for k, dim in enumerate(dims):
+        dim.constrain(Symmetry.PERMUTATION if k == axis else Symmetry.ORTHOGONAL)
+    unite(dims[axis].solid, lengths[axis].solid)
+    call.tracer.role([lengths[axis]], "scale")
+    return [dims, tuple(Dim(dim.size, dim.node) for dim in lengths)]
+
+
 @handles("native_layer_norm")
 def layer_norm(call: Call) -> list[Dims]:
     """Centring and a norm over the last axes: permutations remain."""
@@ -185,9 +197,8 @@ def max_pool(call: Call) -> list[Dims]:
 
 
 @handles("avg_pool2d", "avg_pool1d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "upsample_nearest2d")
-@handles(
-    "upsample_bilinear2d", "upsample_bicubic2d", "upsample_nearest1d", "_upsample_bilinear2d_aa", "reflection_pad2d"
-)
+@handles("upsample_bilinear2d", "upsample_bicubic2d", "upsample_nearest1d", "_upsample_bilinear2d_aa")
+@handles("reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d", "replication_pad3d")
 def window(call: Call) -> list[Dims]:
     """Windows mix positions linearly; channels pass."""
     dims, out = call.dims(call.args[0]), call.out[0] if isinstance(call.out, tuple) else call.out

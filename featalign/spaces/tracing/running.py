@@ -12,7 +12,7 @@ from torch import nn
 from featalign.errors import TraceError
 from featalign.spaces.capture import evaluating, outputs_of
 from featalign.spaces.graph import Symmetry
-from featalign.spaces.structures import outputs_in, require_weights, tensors_in
+from featalign.spaces.structures import fitted, outputs_in, require_weights, tensors_in
 from featalign.spaces.tracing.tracer import Tracer
 
 
@@ -31,7 +31,7 @@ def run(module: nn.Module, example: Any, partial: bool = False) -> Tracer:
     """
     require_weights(module)
     tracer = Tracer(module, partial)
-    args, kwargs = arguments(example)
+    args, kwargs = arguments(fitted(example, module))
     inputs = tensors_in([list(args), kwargs])
     if not inputs:
         raise TraceError("the example holds no tensor; pass a tensor, a tuple of arguments or a dict of keywords")

@@ -8,7 +8,7 @@ from math import prod
 import torch
 
 from featalign.spaces.graph import Symmetry
-from featalign.spaces.tracing.axes import Node, concatenation, divide, regroup
+from featalign.spaces.tracing.axes import Node, concatenation, divide, product, regroup
 from featalign.spaces.tracing.registry import Call, Dim, Dims, broadcast, constrain_all, handles, merge_origins
 
 
@@ -128,6 +128,33 @@ def split(call: Call) -> list[Dims]:
     """Consecutive pieces of one dimension."""
     axis = call.arg(2, "dim", 0) % len(call.args[0].shape)
     return _pieces(call, axis, [piece.shape[axis] for piece in call.out])
+
+
+@handles("glu")
+def gated(call: Call) -> Dims:
+    """The first half of a dimension times a gate made of the second: both share one basis."""
+    axis = call.arg(1, "dim", -1) % len(call.out.shape)
+    size = call.out.shape[axis]
+    return constrain_all(broadcast(_pieces(call, axis, (size, size))), Symmetry.PERMUTATION)
+
+
+@handles("pixel_shuffle", "pixel_unshuffle", "channel_shuffle")
+def shuffle(call: Call) -> Dims:
+    """Channels to positions and back, or across groups: the positions inside a patch are a factor that is pinned."""
+    dims, out, factor = call.dims(call.args[0]), call.out.shape, call.args[1]
+    axis = 1 if call.name == "channel_shuffle" else len(dims) - 3
+    channel, rest = dims[axis], dims[axis + 1 :]
+    if call.name == "channel_shuffle":
+        groups, members = regroup([channel.solid], (factor, channel.size // factor))
+        return (*dims[:axis], Dim(channel.size, product([members, groups])), *rest)
+    constrain_all(rest, Symmetry.PINNED)
+    if call.name == "pixel_shuffle":
+        channels, inside = regroup([channel.solid], (out[axis], factor * factor))
+        inside.pin()
+    else:
+        channels = product([channel.solid, Node(factor * factor, Symmetry.PINNED)])
+    positions = tuple(Dim(size, Node(size, Symmetry.PINNED) if size > 1 else None) for size in out[axis + 1 :])
+    return (*dims[:axis], Dim(out[axis], channels if out[axis] > 1 else None), *positions)
 
 
 @handles("select", "unbind")

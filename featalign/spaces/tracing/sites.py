@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from featalign.spaces.tracing.expressions import Version, between
 from featalign.spaces.tracing.registry import Dims
 from featalign.spaces.tracing.tracer import Sighting, Tracer
 
+_LINEAR = {"mul", "div", "add", "sub", "neg", "rsub"}
 Views = list[tuple[Site, Version]]  # in the order of the forward pass
 
 
@@ -87,6 +88,19 @@ def _beside(node: Node, leaf: Node) -> list[Node]:
     return found
 
 
+def _chain(
+    views: Views, last: Version, tracer: Tracer, shown: Callable[..., Site | None]
+) -> tuple[Site | None, Site | None, tuple[Step, ...]] | None:
+    """The nearest tensor before the last one from which elementwise steps lead there that are not all linear."""
+    for _, version in reversed(views):
+        if version != last and tracer.entries[version] == tracer.entries[last]:
+            pre = shown(version)
+            post, steps = shown(last, pre), between(version, last, tracer.made)
+            if post is not None and steps and any(str(step) not in _LINEAR for step in steps):
+                return pre, post, steps
+    return None
+
+
 def before_and_after(views: Views, tracer: Tracer) -> tuple[Site | None, Site | None, tuple[Step, ...] | None]:
     """Sites before and after the last nonlinearity, and that nonlinearity.
 
@@ -110,7 +124,7 @@ def before_and_after(views: Views, tracer: Tracer) -> tuple[Site | None, Site | 
         (clock, version) for version, (_, clock) in tracer.nonlinear.items() if version in entries and version != last
     ]
     if not found:
-        return shown(last), shown(last), ()
+        return _chain(views, last, tracer, shown) or (shown(last), shown(last), ())
     before = max(found)[1]
     pre = shown(before)
     if entries[before] == entries[last] and (post := shown(last, pre)) is not None:

@@ -20,7 +20,7 @@ from featalign.errors import TraceError
 from featalign.spaces.graph import Symmetry
 from featalign.spaces.structures import tensors_in
 from featalign.spaces.tracing.axes import Node, unite
-from featalign.spaces.tracing.elementwise import elementwise, homogeneous, leaky, power, same
+from featalign.spaces.tracing.elementwise import elementwise, homogeneous, leaky, power, same, with_buffer
 from featalign.spaces.tracing.expressions import Made, Version
 from featalign.spaces.tracing.registry import HANDLERS, Call, Dim, Dims, Origin, Value, pinned_dims
 from featalign.spaces.tracing.shapes import permute, reshape, transpose
@@ -31,6 +31,7 @@ _RANDOM = {
     *("bernoulli", "rand", "randn", "rand_like", "randn_like", "randint", "randint_like", "randperm", "normal"),
     *("uniform", "multinomial", "exponential", "poisson", "native_dropout", "rrelu_with_noise", "random"),
 }
+_NONLINEAR = (elementwise, homogeneous, leaky, power, with_buffer)
 _READS_DATA = {"_local_scalar_dense", "is_nonzero", "nonzero", "masked_select", "unique2", "equal"}
 
 
@@ -170,7 +171,7 @@ class Tracer(TorchDispatchMode):
             results = self.give_up(call, outs)
         rows = results if isinstance(results, list) else [results]
         if isinstance(outs[0], torch.Tensor):
-            self.follow(call, handler in (elementwise, homogeneous, leaky, power), in_place)
+            self.follow(call, handler in _NONLINEAR or self.is_square(call), in_place)
         if handler in (reshape, permute, transpose, same) and call.name != "neg" and isinstance(outs[0], torch.Tensor):
             contents = self.version(call.args[0])
             if contents != (id(outs[0]), self.versions.get(id(outs[0]), 0)):

@@ -18,7 +18,7 @@ from featalign.errors import BadOption, InfeasibleError, TransportError
 from featalign.transport.candidates import Candidates, select, sweep
 from featalign.transport.checks import ROUNDING, positive, same_total
 from featalign.transport.costs import GroundCost, MaskedCost, never_paid
-from featalign.transport.duals import dual_value
+from featalign.transport.duals import dual_value, proven
 from featalign.transport.plan import Plan
 from featalign.transport.problem import Problem
 from featalign.transport.simplex import UNDELIVERED
@@ -55,6 +55,8 @@ def sparse(
     if warm is not None and warm.shape != problem.shape:
         raise BadOption(f"warm= holds a plan of shape {warm.shape} and the cost is {problem.shape}")
     cost = problem.ground
+    if threshold is not None and isinstance(cost, MaskedCost):  # forbidden pairs must not beat leaving mass unmatched
+        cost = MaskedCost(cost.cost, cost.mask, max(cost.level, threshold + abs(threshold)))
     a, b = problem.balanced() if threshold is None else problem.loose()
     uniform = problem.is_uniform and same_total(a[0], b[0], ROUNDING)
     if cost.shape[0] > cost.shape[1]:
@@ -117,7 +119,7 @@ def generate_columns(
             feasible, keys, costs = pairs.c_transform(g, pay_a), pairs.keys[:0], pairs.costs[:0]
         else:
             feasible, keys, costs = sweep(cost, f, g, pay_a, k)
-        proved = float(feasible @ a + g @ b)
+        proved = proven(feasible, g, a, b, paid)
         if paid < value:
             value, coupling = paid, restricted
         if proved > bound:
@@ -142,9 +144,10 @@ def _level(pairs: Candidates, coupling: scipy.sparse.csr_array) -> float:
     """Where to clip the candidates' costs: infinity unless some are `DEAR` beside what the plan so far needs."""
     entries = scipy.sparse.coo_array(coupling)
     used = entries.data > 16 * np.finfo(np.float64).eps * float(entries.data.sum())
-    paid = pairs.matrix(pairs.costs)[entries.row[used], entries.col[used]]
-    if len(paid) == 0:
+    if not used.any():
         return np.inf
+    keys = entries.row[used] * np.int64(pairs.shape[1]) + entries.col[used]
+    paid = pairs.costs[np.searchsorted(pairs.keys, keys)]
     level = never_paid(float(pairs.costs.min()), float(np.max(paid)), pairs.shape)
     return level if float(pairs.costs.max()) > DEAR * abs(level) else np.inf
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from featalign.errors import BadOption, TransportError
 from featalign.transport.checks import positive
-from featalign.transport.duals import cut_bound, dual_value
+from featalign.transport.duals import c_transform, cut_bound, dual_value
 from featalign.transport.plan import Plan
 from featalign.transport.problem import Problem
 from featalign.transport.simplex import simplex
@@ -56,7 +56,12 @@ def unbalanced(
     rows, columns = coupling.sum(1), coupling.sum(0)
     paid = coupling * np.where(coupling > 0, cost, 0.0)
     value = float(paid.sum()) + price * (_kl(rows, a) + _kl(columns, b))
-    f, g = _feasible(_potential(rows, a, price), _potential(columns, b, price), cost)
+    f, g = np.zeros(n), np.zeros(m)
+    live_a, live_b = a > 0, b > 0
+    among = cost[np.ix_(live_a, live_b)]
+    f[live_a], g[live_b] = _feasible(_potential(rows, a, price)[live_a], _potential(columns, b, price)[live_b], among)
+    f[~live_a] = c_transform(cost[~live_a][:, live_b], g[live_b])
+    g[~live_b] = c_transform(cost.T[~live_b], f)
     bound = price * float(a @ -np.expm1(-f / price) + b @ -np.expm1(-g / price))
     bound = cut_bound(bound, value, price * (a.sum() + b.sum()))
     reason = f"KL marginals at price {price:g}: majorisation-minimisation"
@@ -69,7 +74,8 @@ def _kl_plan(
     """`T <- K T / (T 1 x T^T 1)^(1/2)`, `K = (a x b)^(1/2) exp(-C / (2 price))` (Chapel et al. 2021, equation 14)."""
     sources, targets = np.flatnonzero(a > 0), np.flatnonzero(b > 0)
     ratio = np.minimum(cost[np.ix_(sources, targets)] / price, NEVER)
-    a, b = a[sources], b[targets]
+    unit = 4.0 ** np.round(np.log2(a.sum()) / 2)  # costs no digit, and keeps products of masses in range
+    a, b = a[sources] / unit, b[targets] / unit
     part, total, iteration = a[:, None] * b[None, :], a.sum(), 0
     kernel = (a[:, None] ** 0.5) * (b[None, :] ** 0.5) * np.exp(-ratio / 2)
     while iteration < max_iterations:
@@ -80,7 +86,7 @@ def _kl_plan(
         if np.sqrt(((part - before) ** 2).sum()) < tolerance * total:
             break
     coupling = np.zeros(cost.shape)
-    coupling[np.ix_(sources, targets)] = part
+    coupling[np.ix_(sources, targets)] = part * unit
     return coupling, iteration
 
 
