@@ -71,7 +71,8 @@ def code_layers(problem: FusionProblem) -> CodeLayers | str:
 
 def _writer(client: nn.Module, space: Space) -> str | None:
     """The linear layer whose whole output is the space, if that is all that writes it."""
-    weights = [axis.parameter for axis in space.writers if client.get_parameter(axis.parameter).dim() > 1]
+    state = client.state_dict()
+    weights = [axis.parameter for axis in space.writers if state[axis.parameter].dim() > 1]
     if len(weights) != 1 or space.scales or not weights[0].endswith(".weight"):
         return None
     name = weights[0].removesuffix(".weight")

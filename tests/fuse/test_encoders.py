@@ -101,7 +101,7 @@ def test_any_network_with_one_linear_code_is_taken(law) -> None:
     space = cohort.graphs[0].hidden[0].name
     problem = FusionProblem(cohort, dictionaries={space: tuple(each[0] for each in found)})
     assert all(available(problem)[name] is None for name in ENCODERS)
-    variance = float(client(x).var(0).sum())
+    variance = float(client(x).detach().var(0).sum())
     for name in ("feature-reencode", "feature-union"):
         error = float((solve(problem, name).module(x) - client(x)).detach().pow(2).sum(1).mean())
         assert error < 0.25 * variance, name
