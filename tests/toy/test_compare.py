@@ -109,3 +109,20 @@ def test_a_sweep_says_how_often_the_regime_was_right() -> None:
     frame = sweep([common], progress=False).to_frame()
     assert frame["outcome"].tolist() == ["wins"] and frame["agrees"].tolist() == [True]
     assert set(frame["recommended"]) <= set(METHODS.names())
+
+
+def test_curves_are_frames_with_a_figure() -> None:
+    import pandas as pd
+
+    from featalign.plots.toy import words_curve
+    from featalign.studies.toy import CURVES, capacity_curve, explained_curve
+
+    curve = explained_curve(n=8, widths=(2, 8), pairs=2)
+    linear = curve.to_frame().query("start == 'independent'").groupby("m")["value"].mean()
+    assert linear[2] < 0.7 < linear[8] and json.dumps(curve.to_dict())
+    assert len(curve.figure.data) == 3 and set(CURVES.names()) == {"explained", "capacity", "words"}
+    base = ToySettings(n=8, m=2, shared=4, density=0.1, seeds=1, steps=200, sae_steps=200)
+    capacity = capacity_curve(base, widths=(2, 4))
+    assert capacity.to_frame()["union"].is_monotonic_decreasing and len(capacity.figure.data) == 2
+    rows = [(16, "vanilla", 1.0, 2.0, "rearrangement"), (16, "one client", 0.5, 1.0, "rearrangement")]
+    assert len(words_curve(pd.DataFrame(rows, columns=["m", "method", "loss", "times client", "regime"])).data) == 2
