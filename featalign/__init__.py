@@ -23,14 +23,17 @@ _PACKAGES = (
     *("align", "fuse", "measure", "plots", "report", "bench", "errors"),
 )
 
-__all__ = ["__version__", "compare", "diagnose", *_PACKAGES]
+__all__ = ["__version__", "compare", "diagnose", "load", *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "load":
+        importlib.import_module("featalign.fuse")  # it registers how fused networks are read
+        return importlib.import_module("featalign.storage").load
     if name in _PACKAGES:
         return importlib.import_module(f"featalign.{name}")
     raise AttributeError(f"module 'featalign' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PACKAGES])
+    return sorted([*globals(), "load", *_PACKAGES])

@@ -74,6 +74,7 @@ class Cohort:
         tokenizer: Any = None,
         refit_inputs: Any = None,
         keys: Sequence[str] = (),
+        reference: int = -1,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> Cohort:
@@ -87,6 +88,7 @@ class Cohort:
             data: per client, what it saw.
             class_counts: `[clients, classes]`.
             refit_inputs: an extension of the probe.
+            reference: index of the client whose layout `restore` gives.
 
         Raises a `FeatalignError` of one line for no clients, clients of several architectures, parameters that are not
         finite, a probe that a client rejects, and targets that do not fit the task.
@@ -121,7 +123,7 @@ class Cohort:
         notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
         return cls(
             names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
-            own or (inputs,) * len(modules), counts, tuple(keys), seed, folded[-1].restore, notes,
+            own or (inputs,) * len(modules), counts, tuple(keys), seed, folded[reference].restore, notes,
         )  # fmt: skip
 
     def __len__(self) -> int:
