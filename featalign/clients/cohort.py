@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -113,7 +112,7 @@ class Cohort:
                 try_out(module, extreme, name)
         found = _task(task, scored, inputs, names[0], modules[0], outputs[0], class_names)
         folded = _folded(modules, example)
-        graphs = tuple(weakest([trace(each.module, plain_example(example, each.module)) for each in folded]))
+        graphs = tuple(weakest([trace(each.module, example.on(each.module).example) for each in folded]))
         require_one_graph(names, graphs)
         own = tuple(Inputs.of(each, tokenizer=tokenizer) for each in data) if data is not None else ()
         if own and len(own) != len(modules):
@@ -146,24 +145,11 @@ class Cohort:
 
 def _folded(modules: Sequence[nn.Module], example: Batch) -> list[Canonical]:
     """Every client in canonical form, or none where the same norms cannot be folded in all."""
-    folded = [canonical(module, plain_example(example, module)) for module in modules]
+    folded = [canonical(module, example.on(module).example) for module in modules]
     if len({each.folded for each in folded}) == 1:
         return folded
     notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
     return [Canonical(module, notes=("norms are not folded: not all clients allow it", *notes)) for module in modules]
-
-
-def plain_example(example: Batch, module: nn.Module) -> Any:
-    """The example as tracing takes it, without an `attention_mask` that the module can do without.
-
-    Padding changes no space, and `transformers` branches on the mask's values, which tracing does not follow.
-    """
-    ready = example.on(module)
-    mask = inspect.signature(module.forward).parameters.get("attention_mask")
-    if mask is None or mask.default is mask.empty or "attention_mask" not in ready.kwargs:
-        return ready.example
-    kwargs = {key: value for key, value in ready.kwargs.items() if key != "attention_mask"}
-    return replace(ready, kwargs=kwargs).example
 
 
 def extreme_tokens(inputs: Inputs) -> Batch | None:
