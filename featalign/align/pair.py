@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,6 +43,11 @@ class Clients:
     bases: Mapping[str, tuple[Basis, Basis]] = field(default_factory=dict)
     seed: int = 0
     memory: Memory = field(default_factory=Memory, repr=False)
+
+    @cached_property
+    def states(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """State dicts of both."""
+        return self.modules[0].state_dict(), self.modules[1].state_dict()
 
     @property
     def moments(self) -> dict[str, CrossMoments]:
@@ -130,11 +136,8 @@ class Pair:
     @property
     def incoming(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What writes each unit, `[n, features]` after the settled maps of earlier spaces and `[m, features]`."""
-        clients = self.clients
-        return (
-            incoming_rows(clients.modules[0], clients.graphs[0], self.name, self.settled, clients.modules[1]),
-            incoming_rows(clients.modules[1], clients.graphs[1], self.name),
-        )
+        (own, other), (graph, target_graph) = self.clients.states, self.clients.graphs
+        return incoming_rows(own, graph, self.name, self.settled, other), incoming_rows(other, target_graph, self.name)
 
     @property
     def bases(self) -> tuple[Basis, Basis]:
