@@ -179,11 +179,14 @@ class StudyResult:
 
 
 def load(folder: Path | str) -> Any:
-    """The result in a run folder of any study.
+    """What a run folder holds: the result of a study, or a fused network.
 
     Raises `CorruptFile` with the path for a folder that holds none, or files of another version.
     """
     folder = Path(folder)
+    if not (folder / RESULTS).is_file():
+        importlib.import_module("featalign.fuse.result")  # it registers how fused networks are read
+        return storage.load(folder)
     content = storage.read_json(folder / RESULTS)
     kind = content.get("study") if isinstance(content, dict) else None
     if not isinstance(kind, str):
