@@ -92,6 +92,10 @@ class StudyResult:
         """The headline table; the first frame unless the study says more."""
         return self.frames[next(iter(self.rows))]
 
+    def neighbour(self, name: str) -> Any:
+        """The module beside the one that defines the result: `page` and `figures` read results, never the reverse."""
+        return importlib.import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
+
     @property
     def figures(self) -> dict[str, go.Figure]:
         """The figures of the page, by name."""
