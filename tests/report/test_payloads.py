@@ -106,7 +106,7 @@ def copy_tampered(folder, to):
 def frames_tampered(folder, to, order):
     """Every text in frames, facts, options and widgets becomes a payload, the same one wherever it stands."""
     kept, turn, known = (
-        {"png", "kind", "basis", "stage", "measure", "study", "name", "metric"},
+        {"inputs", "png", "kind", "basis", "stage", "measure", "study", "name", "metric"},
         itertools.cycle(order),
         {},
     )
