@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from featalign.align.maps import Alignment
+from featalign.align.weights import ROTATIONS
 from featalign.errors import ProbeError
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.walk import Walk, running_order
@@ -154,8 +155,15 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
                     moments.update(units_last(kept(part.forward(value), batch.mask), convolution))
             found = (moments.mean, moments.variance.sqrt())
             report.append(_describe(name, found, mean, deviation))
+            if problem.graph[places[name][1]].symmetry in ROTATIONS:  # no unit is special: one factor for all
+                found, deviation = (found[0], _together(found[1])), _together(deviation)
             _rescale(part, found, mean, deviation)
     return report
+
+
+def _together(deviation: torch.Tensor) -> torch.Tensor:
+    """The root mean square over units, for each of them."""
+    return deviation.pow(2).mean().sqrt().expand_as(deviation)
 
 
 def repairable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:

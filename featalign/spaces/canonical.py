@@ -162,10 +162,12 @@ def _fold(result: nn.Module, template: nn.Module, norm: Norm, readers: list[str]
     """Move a norm's gain (and bias) into its readers; neutral parameters in the template."""
     layers: list[Any] = [result.get_submodule(name) for name in readers]
     folded = norm.bias if all(layer.bias is not None for layer in layers) else None
+    centred = norm.centring and (norm.bias is None or folded is not None)  # what is read has no mean: nor do readers
     for layer in layers:
         weight = affine.matrix(layer).double()
         bias = None if folded is None else layer.bias.detach().double() + weight @ folded
-        affine.write(layer, weight * norm.gain.to(weight.device), bias)
+        weight = weight * norm.gain.to(weight.device)
+        affine.write(layer, weight - weight.mean(1, keepdim=True) if centred else weight, bias)
     part: Any = template.get_submodule(norm.name)
     with torch.no_grad():
         if getattr(part, "weight", None) is not None:
