@@ -39,7 +39,7 @@ class Heads:
 
 
 def attention_layers(graph: SpaceGraph) -> list[Heads]:
-    """Attention layers of a traced graph, found by the labels tracing gave their axes; nested heads after their groups."""
+    """Attention layers of a traced graph, found by the labels tracing gave their axes."""
     found = []
     spaces = [space for space in graph.hidden if space.name.rpartition(".")[2] == "heads"]
     for space in spaces:
@@ -55,7 +55,7 @@ def attention_layers(graph: SpaceGraph) -> list[Heads]:
                 and other.name.rpartition(".")[2].rstrip(".0123456789") in ("qk", "ov")
             )
             found.append(Heads(space, inner))
-    return sorted(found, key=lambda layer: layer.nested)
+    return found
 
 
 def _within(space: Space, other: Space) -> bool:

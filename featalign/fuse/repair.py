@@ -22,7 +22,7 @@ from featalign.fuse.walk import Walk, running_order
 from featalign.spaces import affine
 from featalign.spaces.apply import gains
 from featalign.spaces.capture import kept, stream, units_last
-from featalign.spaces.graph import Layer, Site
+from featalign.spaces.graph import Layer, Site, Symmetry
 from featalign.spaces.moments import Moments
 
 DEEP = 10  # affine layers from which repair is on unless the user says otherwise
@@ -101,7 +101,8 @@ def interpolated(
             share = torch.ones_like(mean)
             if space in alignment.maps:
                 out = alignment.maps[space].out.double()
-                mean, deviation = out @ mean, gains(out) @ deviation
+                turned = alignment.maps[space].symmetry is Symmetry.ORTHOGONAL  # which keeps only the total
+                mean, deviation = out @ mean, _together(deviation, len(out)) if turned else gains(out) @ deviation
                 share = (out.abs().sum(1) > 0).double()
             entry = total[name]
             total[name] = [entry[0] + weight * mean, entry[1] + weight * deviation, entry[2] + weight * share]
@@ -156,14 +157,14 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
             found = (moments.mean, moments.variance.sqrt())
             report.append(_describe(name, found, mean, deviation))
             if problem.graph[places[name][1]].symmetry in ROTATIONS:  # no unit is special: one factor for all
-                found, deviation = (found[0], _together(found[1])), _together(deviation)
+                found, deviation = (found[0], _together(found[1], len(mean))), _together(deviation, len(mean))
             _rescale(part, found, mean, deviation)
     return report
 
 
-def _together(deviation: torch.Tensor) -> torch.Tensor:
-    """The root mean square over units, for each of them."""
-    return deviation.pow(2).mean().sqrt().expand_as(deviation)
+def _together(deviation: torch.Tensor, units: int) -> torch.Tensor:
+    """`[units]`: the total variance shared out evenly."""
+    return (deviation.pow(2).sum() / units).sqrt().expand(units)
 
 
 def repairable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
