@@ -22,7 +22,7 @@ from featalign.fuse.walk import Walk, running_order
 from featalign.spaces import affine
 from featalign.spaces.apply import gains
 from featalign.spaces.capture import kept, stream, units_last
-from featalign.spaces.graph import Layer, Site, Symmetry
+from featalign.spaces.graph import Layer, Site
 from featalign.spaces.moments import Moments
 
 DEEP = 10  # affine layers from which repair is on unless the user says otherwise
@@ -101,7 +101,7 @@ def interpolated(
             share = torch.ones_like(mean)
             if space in alignment.maps:
                 out = alignment.maps[space].out.double()
-                turned = alignment.maps[space].symmetry is Symmetry.ORTHOGONAL  # which keeps only the total
+                turned = problem.graph[space].symmetry in ROTATIONS and _rigid(out)  # only the total is known then
                 mean, deviation = out @ mean, _together(deviation, len(out)) if turned else gains(out) @ deviation
                 share = (out.abs().sum(1) > 0).double()
             entry = total[name]
@@ -160,6 +160,12 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
                 found, deviation = (found[0], _together(found[1], len(mean))), _together(deviation, len(mean))
             _rescale(part, found, mean, deviation)
     return report
+
+
+def _rigid(out: torch.Tensor) -> bool:
+    """Whether a map `[m, n]` is orthogonal, by rows or by columns."""
+    gram = out @ out.T if len(out) <= out.shape[1] else out.T @ out
+    return bool(torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device), atol=1e-6))
 
 
 def _together(deviation: torch.Tensor, units: int) -> torch.Tensor:
