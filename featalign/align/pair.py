@@ -14,7 +14,7 @@ from featalign.align.activations import Activations, cross_moments, pooled_momen
 from featalign.align.feature import FeatureMatch, match_features
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.memory import Memory
-from featalign.align.weights import incoming_rows, match_weights
+from featalign.align.weights import incoming_rows, match_weights, silent_directions
 from featalign.data.inputs import Inputs
 from featalign.dictionaries.basis import Basis
 from featalign.errors import BadOption
@@ -132,6 +132,15 @@ class Pair:
             return pooled_moments(*clients.modules, clients.probe, sites, self.target.whole_sites, streamed)
 
         return clients.memory.get("stream", (*clients.modules, clients.probe, self.name), make)
+
+    @property
+    def silent(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Orthonormal directions `[n, k]`, `[m, l]` of source and target that no layer writes (norms aside)."""
+        modules, graphs = self.clients.modules, self.clients.graphs
+        return (
+            silent_directions(modules[0], graphs[0][self.name]),
+            silent_directions(modules[1], graphs[1][self.name]),
+        )
 
     @property
     def incoming(self) -> tuple[torch.Tensor, torch.Tensor]:

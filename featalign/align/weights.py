@@ -18,9 +18,11 @@ from featalign.align.maps import Alignment, SpaceMap
 from featalign.errors import ArchitectureMismatch, SpaceMismatch
 from featalign.spaces.apply import Pieces, moved_tensor, pieces_of, unit_rows
 from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
+from featalign.spaces.norms import RootMeanSquare
 from featalign.transport import solve
 
 ROTATIONS = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
+SILENT = 1e-12  # share of the energy that is written, below which a direction is silent
 _STATISTICS = ("running_mean", "running_var")  # describe the data, not the unit
 
 
@@ -63,6 +65,17 @@ def touching(graph: SpaceGraph, parameters: Iterable[str], maps: Mapping[str, Sp
     """Those of the maps whose spaces lie in any of the parameters."""
     spaces = {space for name in parameters for space in graph.by_parameter.get(name, ())}
     return {name: maps[name] for name in maps.keys() & spaces}
+
+
+def silent_directions(module: nn.Module, space: Space) -> torch.Tensor:
+    """Orthonormal directions `[n, k]` of a space that nothing is written to, biases of norms aside, float64."""
+    state, rows = module.state_dict(), [torch.zeros(space.size, 1, dtype=torch.float64)]
+    for axis in space.writers:
+        if not isinstance(module.get_submodule(axis.parameter.rpartition(".")[0]), RootMeanSquare):
+            rows.append(unit_rows(state[axis.parameter], axis, space.size).cpu())
+    written = torch.cat(rows, 1)
+    values, vectors = torch.linalg.eigh(written @ written.T)
+    return vectors[:, values < SILENT * values.sum()]
 
 
 def match_weights(
