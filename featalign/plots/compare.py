@@ -62,7 +62,7 @@ def mixing_curves(
         rows: columns row, kind, method, basis.
         lines: values of parents by their name.
     """
-    methods = list(dict.fromkeys(rows["method"]))
+    methods, far = list(dict.fromkeys(rows["method"])), _outliers(frame)
     figure = go.Figure()
     for row in rows.itertuples():
         own = frame[frame["row"] == row.row].sort_values("mixing")
@@ -74,6 +74,7 @@ def mixing_curves(
             error_y={"array": spread, "thickness": 1, "width": 2} if spread else None,
             line={"color": BASIS_COLOURS.get(row.basis, NULL), "dash": "solid" if "refit" in row.kind else "dot"},
             marker={"symbol": SYMBOLS[methods.index(row.method) % len(SYMBOLS)], "size": 7},
+            visible="legendonly" if row.row in far else True,
         )  # fmt: skip
     for name, value in (lines or {}).items():
         line = {"color": REFERENCE, "dash": "dash", "width": 1}
@@ -81,6 +82,13 @@ def mixing_curves(
     title = "Along the mixing weight (dotted: fused, solid: fused and refitted)"
     styled(figure, title, "weight of the first client", axis, height=560)
     return figure.update_layout(legend={"orientation": "h", "y": -0.16})
+
+
+def _outliers(frame: pd.DataFrame) -> set[str]:
+    """Rows whose curve lies so far from the others that it would flatten them; a click in the legend shows them."""
+    middle = frame.groupby("row")["mean"].median()
+    gap = (middle - middle.median()).abs()
+    return set(gap.index[gap > 8 * max(float(gap.median()), 1e-12)])
 
 
 def plans(arrays: Mapping[str, np.ndarray], space: str, bases: Sequence[str]) -> go.Figure:

@@ -104,3 +104,22 @@ def test_unpaired_sites_are_marked_and_come_last() -> None:
     assert [str(site) for site in graph["embed"].whole_sites] == [
         "embed:out", "norm1:out", "tokens_out:out", "norm2:out", "channels_out:out",
     ]  # fmt: skip
+
+
+class SharedActivation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.act = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2), nn.Tanh()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.act(self.b(self.act(self.a(x)))))
+
+
+def test_a_module_shared_by_several_spaces_is_a_site_of_none() -> None:
+    module, x = SharedActivation(), torch.randn(6, 4)
+    graph = trace(module, x)
+    for space, reader in ((graph["a"], "b"), (graph["b"], "c")):
+        assert (space.before, space.after) == (Site(space.name), Site(reader, "in"))
+        held = collect(module, x, [space.before, space.after])
+        assert torch.equal(held[space.before].tanh(), held[space.after]) and len(held[space.after]) == 6
+    assert not any(site.module == "act" for space in graph.spaces for site in space.sites)

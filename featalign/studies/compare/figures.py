@@ -92,13 +92,8 @@ def mixing(result: CompareResult) -> Any:
     lines = {} if best is None else {"best client": float(table.loc[best, name])}
     if "ensemble" in table.index:
         lines["ensemble"] = float(table.loc["ensemble", name])
-    return plots.mixing_curves(
-        over_seeds(frame, ["row", "mixing"]),
-        rows[rows["method"] != ""],
-        result.metric.label,
-        result.metric.scale,
-        lines,
-    )
+    curves, rows = over_seeds(frame, ["row", "mixing"]), rows[rows["method"] != ""]
+    return plots.mixing_curves(curves, rows, result.metric.label, result.metric.scale, lines)
 
 
 @figure("plans", section="Spaces", each_space=True)

@@ -23,7 +23,7 @@ MAPS = (
 def compare_page(result: CompareResult) -> str:
     """The page as HTML text."""
     drawn = figures(result)
-    sections = [_scores(result), _not_run(result)]
+    sections = [_scores(result), _methods(result)]
     if "mixing" in drawn:
         sections.append(
             Section("Mixing weight").text(
@@ -117,16 +117,15 @@ def _scores(result: CompareResult) -> Section:
     more = {each.name: result.to_frame(each.name) for each in others}
     rows, classes = [], []
     best = result.best("one-shot", "one-shot + refit")
-    summaries = result.frames["rows"].set_index("row")["summary"]
     for name, row in table.iterrows():
         values = [by(metric, row[metric.name], row["std"], int(row["seeds"]))]
         values += [by(each, *more[each.name].loc[name, [each.name, "std"]], int(row["seeds"])) for each in others]
         gains = [signed(metric, row["to_best_client"]), signed(metric, row["to_ensemble"])]
-        rows.append([name, *values, *gains, f"{row['seconds']:.2f}", summaries[name]])
+        rows.append([name, *values, *gains, f"{row['seconds']:.2f}" if row["method"] else "–"])
         classes.append(f"{row['basis']}{' best' if name == best else ''}")
     labels = [each.label for each in (metric, *others)]
-    head = ["network", *labels, "to best client", "to ensemble", "seconds", "what it does"]
-    section = Section("Scores").table(head, rows, classes, wide=True)
+    head = ["network", *labels, "to best client", "to ensemble", "seconds"]
+    section = Section("Scores").table(head, rows, classes)
     if not metric.higher_is_better:
         section.text(
             "Lower is better; gains over the best client and the ensemble are positive where better.", note=True
@@ -136,13 +135,19 @@ def _scores(result: CompareResult) -> Section:
     return section
 
 
-def _not_run(result: CompareResult) -> Section | None:
-    frame = result.frames["methods"]
-    frame = frame[~frame["available"]]
-    if frame.empty:
-        return None
-    rows = [[row.method, row.basis, row.reason] for row in frame.itertuples()]
-    return Section("Methods that did not run").table(["method", "basis", "why"], rows, list(frame["basis"]), wide=True)
+def _methods(result: CompareResult) -> Section:
+    """What every method does, and why some did not run."""
+    frame = result.frames["methods"].sort_values("available", ascending=False, kind="stable")
+    rows = [
+        [row.method, row.summary if row.available else f"{row.summary} Did not run: {row.reason.rstrip('.')}."]
+        for row in frame.itertuples()
+    ]
+    missing = int((~frame["available"]).sum())
+    words = f"{len(frame) - missing} of {len(frame)} registered methods ran on these networks." if missing else ""
+    section = Section("Methods")
+    return (section.text(words) if words else section).table(
+        ["method", "what it does"], rows, list(frame["basis"]), wide=True
+    )
 
 
 def _space(result: CompareResult, space: str) -> Section:
@@ -152,11 +157,10 @@ def _space(result: CompareResult, space: str) -> Section:
     section = Section(f"Space {space}")
     if first["regime"] is not None:
         words = "<b>{name}</b>, recommended decode: <b>{recommended}</b>. {explanation}"
-        section.verdict(rich(words, name=first["regime"], **first[["recommended", "explanation"]].to_dict()))
-    size = (
-        str(first["units"]) if first["units"] == first["units_first"] else f"{first['units_first']} to {first['units']}"
-    )
-    section.text(f"{size} units, symmetry {first['symmetry']}.")
+        explanation = first["explanation"][:1].upper() + first["explanation"][1:]
+        section.verdict(rich(words, name=first["regime"], recommended=first["recommended"], explanation=explanation))
+    sizes = dict.fromkeys((first["units_first"], first["units"]))
+    section.text(f"{' to '.join(map(str, sizes))} units, symmetry {first['symmetry']}.")
     for note in dict.fromkeys(rows["note"]):
         if note:
             section.text(f"Not measured: {note}.", note=True)
@@ -219,8 +223,8 @@ def _polysemanticity(result: CompareResult) -> Section | None:
     words = "How many dictionary features one unit carries, <code>exp(H(r))</code> of variance shares."
     if units["measure"].str.contains("selectivity").any():
         words += (
-            " Beside it the class selectivity of units and of latents, and both after shuffling labels. Sparse codes are "
-            "selective by chance more often than dense ones: compare each with its own null."
+            " Beside it the class selectivity of units and of latents, and both after shuffling labels. Sparse codes "
+            "are selective by chance more often than dense ones: compare each with its own null."
         )
     return section.text(rich(words))
 

@@ -146,7 +146,8 @@ def _check(config: CompareConfig) -> None:
         METHODS[name]
     for name, values in config.options.items():
         METHODS[name].bind(values, name)
-    ARCHITECTURES[config.architecture]
+    if ARCHITECTURES[config.architecture].transcodes:
+        raise BadOption(f"architecture '{config.architecture}' maps one layer to another; choose one that reads one")
     check_recipe(config.augment)
 
 

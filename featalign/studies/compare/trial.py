@@ -64,7 +64,7 @@ class Trial:
 
     @cached_property
     def modules(self) -> dict[str, nn.Module]:
-        """Fused networks by row, in the layout that the clients came in, or in canonical form where it cannot hold them."""
+        """Fused networks by row in the layout that the clients came in, canonical where it cannot hold them."""
         found = {}
         for row, result in self.results.items():
             try:
