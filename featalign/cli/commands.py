@@ -162,11 +162,8 @@ def diagnose_command(
     }  # fmt: skip
     values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     found = run(DiagnoseRunConfig(**values), out, overwrite, progress=not quiet)
-    for row in found.frames["layers"].itertuples():
-        if row.note:
-            typer.echo(f"{row.layer} ({row.units} units) was not diagnosed: {row.note}")
-        else:
-            typer.echo(f"{row.layer} ({row.units} units): {row.superposition} {row.training} {row.meaning}")
+    for line in found.lines():
+        typer.echo(line)
     typer.echo(f"page: {found.folder}/report.html")
 
 

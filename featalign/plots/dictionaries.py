@@ -20,7 +20,7 @@ def history(dictionary: object, name: str = "") -> go.Figure:
 
 
 def density(rates: np.ndarray, name: str = "") -> go.Figure:
-    """Histogram of how often latents fire `[F]`, on a logarithmic axis; those that never do are counted in the title."""
+    """Histogram of how often latents fire `[F]`, logarithmic; those that never do are counted in the title."""
     rates = np.asarray(rates, dtype=float)
     alive = rates[rates > 0]
     figure = go.Figure(go.Histogram(x=np.log10(alive), nbinsx=40, marker_color=FEATURE))

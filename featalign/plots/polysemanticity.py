@@ -18,7 +18,11 @@ def effective_features(units: pd.DataFrame, name: str = "") -> go.Figure:
         units: columns effective, control, random.
     """
     figure = go.Figure()
-    rows = (("this network", "effective", FEATURE), (CONTROL, "control", NULL), ("random directions", "random", REFERENCE))
+    rows = (
+        ("this network", "effective", FEATURE),
+        (CONTROL, "control", NULL),
+        ("random directions", "random", REFERENCE),
+    )
     for meaning, column, colour in rows:
         kept = units[column].to_numpy(dtype=float)
         kept = kept[np.isfinite(kept)]

@@ -10,7 +10,7 @@ from featalign.errors import DictionaryError
 from featalign.studies.diagnose.config import DiagnoseConfig
 
 ROWS_PER_UNIT = 4  # fewer rows than this leave directions of a layer to chance
-WORK = 2.5e11  # multiply-adds of the encoder in one training: about half a minute on two cores
+WORK = 1e11  # multiply-adds of the encoder in one training: seconds on two cores
 BATCH = 256
 
 
@@ -40,21 +40,21 @@ class Budget:
         `rows` of training activations come from so many `inputs`.
         """
         k = config.k or default_k(units)
-        wanted = config.width or (4 if units <= 128 else 2) * units
+        wanted = config.width or round((4 if units <= 128 else 2 if units <= 1024 else 1.5) * units)
         carried = supported_width(int(0.9 * rows), k)  # a tenth is kept from the training
         width = min(wanted, carried)
         if not config.width and (carried < units or rows < ROWS_PER_UNIT * units):
             need = max(math.ceil(units * FIRINGS_PER_LATENT / k / 0.9), ROWS_PER_UNIT * units)
             more = math.ceil(need / max(rows, 1) * inputs / max(1 - config.held_out, 0.1))
             raise DictionaryError(
-                f"layer '{layer}' has {units} units, and the data give {rows} rows of activations: a dictionary as wide "
-                f"as the layer needs {need}, about {more} inputs like these in all; pass more, or width= for a "
+                f"layer '{layer}' has {units} units, and the data give {rows} rows of activations: a dictionary as "
+                f"wide as the layer needs {need}, about {more} inputs like these in all; pass more, or width= for a "
                 f"dictionary narrower than its layer (the data carry {carried} latents)"
             )
         steps = config.steps or None
         affordable = int(WORK / (BATCH * units * width))
         if steps is None and affordable < (1000 if width <= 1024 else 2000):
-            steps = max(150, affordable)
+            steps = max(120, affordable)
         return cls(rows, inputs, width, min(k, width), steps, wanted, units * width < 2**19)
 
     def words(self, held: int) -> str:
@@ -63,6 +63,6 @@ class Budget:
         steps = "" if self.steps is None else f", {self.steps} steps of training"
         return (
             f"{self.rows} rows of activations from {self.inputs} inputs seen in training, {held} held out; "
-            f"{self.width} latents{capped}: {self.rows / self.width:.1f} rows and {self.rows * self.k / self.width:.0f} "
-            f"firings per latent{steps}"
+            f"{self.width} latents{capped}: {self.rows / self.width:.1f} rows and "
+            f"{self.rows * self.k / self.width:.0f} firings per latent{steps}"
         )

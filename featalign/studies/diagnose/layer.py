@@ -50,7 +50,7 @@ class Layer:
         seen: what each held row saw of its input, and whether its columns mean something by themselves.
         measured_on: held-out, or training where no rows were held out.
         budget: of its dictionaries; given: a basis to diagnose instead of the first seed's.
-        bases: by network; seeds: of the model, one per seed.
+        bases: by network; seeds: of the model, one per seed; matches: of the first with each other.
         rows: of the frames.
     """
 
@@ -66,6 +66,7 @@ class Layer:
     given: Basis | None = None
     bases: dict[str, Any] = field(default_factory=dict)
     seeds: list[Any] = field(default_factory=list)
+    matches: list[Any] = field(default_factory=list)
     rows: dict[str, list[Any]] = field(default_factory=dict)
 
     def add(self, frame: str, *rows: Any) -> None:
@@ -136,9 +137,10 @@ class Layer:
         if len(self.seeds) < 2:
             return None, None
         self._agreement()
-        pairs = (self.seeds, torn)
-        again, control = (verdicts.found_again(pair[0].atoms, pair[1].atoms) for pair in pairs)
-        return again, control
+        control = measure.match_scores(torn[0].atoms, torn[1].atoms)
+        return (
+            verdicts.found_again(self.seeds[0].atoms, self.matches[0]), verdicts.found_again(torn[0].atoms, control)
+        )  # fmt: skip
 
     def _alive(self, name: str, rows: torch.Tensor) -> bool:
         try:
@@ -170,7 +172,7 @@ class Layer:
 
     def _agreement(self) -> None:
         """Mean cosine of matched atoms of the first seed's dictionary with the other seeds'."""
-        scores = [measure.match_scores(self.seeds[0].atoms, other.atoms) for other in self.seeds[1:]]
+        self.matches = scores = [measure.match_scores(self.seeds[0].atoms, other.atoms) for other in self.seeds[1:]]
         matched = [value for found in scores for value in found.similarity]
         self._measure("consistency", measure.mean_score(matched, null=sum(s.null for s in scores) / len(scores)))
 
@@ -251,17 +253,16 @@ class Layer:
     def _features(self, codes: torch.Tensor, again: np.ndarray | None) -> None:
         rate = (codes > 0).double().mean(0).numpy()
         energy = codes.double().pow(2).sum(0)
-        energy = (energy / energy.sum().clamp_min(1e-300)).numpy()
+        share = (energy / energy.sum().clamp_min(1e-300)).numpy()
         cosine = np.full(codes.shape[1], np.nan)
-        if len(self.seeds) > 1:
-            match = measure.match_scores(self.seeds[0].atoms, self.seeds[1].atoms)
-            cosine[match.pairs[:, 0]] = match.similarity
+        if self.matches:
+            cosine[self.matches[0].pairs[:, 0]] = self.matches[0].similarity
         select = self._selectivity(codes)
         least = max(self.config.firing_rate, 3 / len(codes))
         for j in range(codes.shape[1]):
             more = (_number(cosine[j]), None if select is None else _number(select[j]))
             self.add("features", FeatureRow(
-                self.name, j, float(rate[j]), bool(rate[j] >= least), float(energy[j]), *more
+                self.name, j, float(rate[j]), bool(rate[j] >= least), float(share[j]), *more
             ))  # fmt: skip
 
     def _selectivity(self, values: torch.Tensor) -> np.ndarray | None:
@@ -322,5 +323,3 @@ def _quiet(function: Any, *args: Any, **options: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DictionaryWarning)
         return function(*args, **options)
-
-

@@ -71,6 +71,15 @@ class DiagnoseResult(StudyResult):
         columns = ["layer", "units", "superposed", "changed", "features_per_unit", "control", "latents"]
         return pd.DataFrame(found, columns=[*columns, "explained_variance", "loss_recovered"])
 
+    def lines(self) -> list[str]:
+        """The verdicts, a line per layer."""
+        found = []
+        for _, row in self.frames["layers"].iterrows():
+            words = f"{row['superposition']} {row['training']} {row['meaning']}"
+            words = f"not diagnosed: {row['note']}" if row["note"] else words
+            found.append(f"{row['layer']} ({row['units']} units): {words}")
+        return found
+
     @property
     def figures(self) -> dict[str, go.Figure]:
         """The figures of the page, by layer and name."""

@@ -139,7 +139,7 @@ class UnitRow:
         layer: its name; unit: its index.
         firing_rate: share of the samples on which it is not at its resting value; ranked: whether that is often enough.
         effective: features that it carries, `exp(H)` of variance shares; empty where it is constant.
-        control: the same of the unit of this index in the network with shuffled weights; random: with random directions.
+        control: the same of the unit of this index where weights are shuffled; random: with random directions.
         kinds: kinds of inputs that drive it, `exp(H)` of the significant directions of the inputs that do.
         columns: inputs that it reads, `exp(H)` of their shares, where inputs are columns of a table.
         selectivity: class selectivity, where the task has classes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def diagnose(
         partners: other clients of the same architecture, whose matching features appear on the cards.
         seeds: of the dictionaries; two at least, so that their agreement is measured.
         evaluate: inputs (with targets) that the network was not trained on: everything is measured there. Without
-            them a share `held_out` of the data is held out from the dictionaries; whether the network saw it is unknown.
+            them a share `held_out` of the data is held out from the dictionaries; whether the network saw it is not
+            known.
         tokenizer: for data given as strings; its `decode` puts text on the page.
         out: folder to write, page included.
         settings: other fields of `DiagnoseConfig`: width, k, steps, sweep_steps, samples, held_out, firing_rate.
@@ -143,16 +145,16 @@ def _diagnose(
     bases = {name: as_basis(basis) for name, basis in dictionaries.items()}
     for name, basis in bases.items():
         check_given(name, cohort.graphs[0][name].size, basis)
+    budgets = _budgets(cohort, chosen, source, config, bases, skipped)
     every = {MODEL: cohort.modules[0], WEIGHTS: shuffled_weights(cohort.modules[0], source)}
     every |= dict(zip(cohort.names[1:], cohort.modules[1:]))
-    budgets = _budgets(cohort, chosen, source, config, bases, skipped)
     chosen = [space for space in chosen if space.name in budgets]
     sites = [space.after for space in chosen]
     train = read(every, source, sites)
     same = held is source
     seen = train if same else read(every, held, sites, seed=1)
     cards = Cards(cohort, source, held, train, seen, tokenizer)
-    frames: dict[str, list[Any]] = {}
+    frames: dict[str, Any] = {}
     for space in tqdm(chosen, disable=not progress, desc="layers"):
         layer = _layer(cohort, space, train, seen, held, budgets[space.name], config, same, bases.get(space.name))
         frames.setdefault("layers", []).append(layer.examine())
@@ -244,7 +246,7 @@ def _budgets(
         rows = min(ROWS, round(sample.total[space.after] / len(few) * len(source)))
         own = config
         if space.name in bases:
-            own = typed.read(DiagnoseConfig, {"width": len(bases[space.name].atoms), "seeds": config.seeds}, "diagnose")
+            own = replace(config, width=len(bases[space.name].atoms))
         try:
             if len(few) >= 32:
                 _not_dead(space, sample.rows[MODEL][space.after])

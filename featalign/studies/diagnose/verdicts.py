@@ -10,6 +10,7 @@ import torch
 
 from featalign import measure
 from featalign.measure.score import Score, resampled
+from featalign.measure.scores import MatchScores
 from featalign.studies.diagnose.rows import DictionaryRow
 
 MARGIN = 0.05  # explained variance by which a dictionary must beat random directions to be read
@@ -27,12 +28,11 @@ class Verdict:
     words: str
 
 
-def found_again(atoms: torch.Tensor, others: torch.Tensor) -> np.ndarray:
-    """`[F]` 1 for each direction that another seed's dictionary has too, once for directions that are the same line.
+def found_again(atoms: torch.Tensor, match: MatchScores) -> np.ndarray:
+    """`[F]` 1 for each direction that another seed's dictionary has too, by their `match`, once for each line.
 
     Matched one to one at a cosine of `SAME`; of atoms opposite or close to each other the first one counts.
     """
-    match = measure.match_scores(atoms, others)
     counted = np.zeros(len(atoms))
     unit = torch.nn.functional.normalize(atoms.double(), dim=1)
     lines = (unit @ unit.T).abs() > SAME
@@ -89,9 +89,7 @@ def superposed(
     return Verdict("no", f"Superposed: no evidence, {why}. {facts}"), score
 
 
-def changed(
-    effective: np.ndarray, control: np.ndarray | None, dictionaries: Mapping[str, DictionaryRow]
-) -> Verdict:
+def changed(effective: np.ndarray, control: np.ndarray | None, dictionaries: Mapping[str, DictionaryRow]) -> Verdict:
     """Do units carry another number of features than in the network with shuffled weights?"""
     if control is None or WEIGHTS not in dictionaries:
         return Verdict("unknown", "Changed by training: unknown, for the layer is dead when weights are shuffled.")
@@ -99,7 +97,9 @@ def changed(
     for name in (MODEL, WEIGHTS):
         if not readable(dictionaries, name):
             which = "this layer" if name == MODEL else "the layer with shuffled weights"
-            return Verdict("unknown", f"Changed by training: unknown, the dictionary of {which} cannot be read ({stands}).")
+            return Verdict(
+                "unknown", f"Changed by training: unknown, the dictionary of {which} cannot be read ({stands})."
+            )
     if min(len(effective), len(control)) < 2:
         return Verdict("unknown", f"Changed by training: unknown, fewer than two units fire often enough ({stands}).")
     mean, other = float(effective.mean()), float(control.mean())
