@@ -143,10 +143,10 @@ def _verdicts(result: DiagnoseResult) -> Section:
 def _browser(result: DiagnoseResult) -> Section:
     content = result.widgets["browser"]
     words = (
-        "The units that carry most features (by exp(H), explained with each layer) and the features they "
-        "carry. Click a unit to see its features, a feature to see the units it lives on. Inputs are those that drive it "
-        "most; for features also inputs at the quartiles of their firing, where the label of a feature must still hold. Cards look through "
-        f"{result.facts['inputs_of_cards']} inputs, those that dictionaries were trained on included."
+        "The units that carry most features (by exp(H), explained with each layer) and the features they carry. Click "
+        "a unit to see its features, a feature to see the units it lives on. Inputs are those that drive it most; for "
+        "features also inputs at the quartiles of their firing, where the label of a feature must still hold. Cards "
+        f"look through {result.facts['inputs_of_cards']} inputs, those that dictionaries were trained on included."
     )
     return Section("Units and features").text(words).widget("units-and-features", "diagnosis", content)
 
