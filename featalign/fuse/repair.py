@@ -15,12 +15,13 @@ import torch
 from torch import nn
 
 from featalign.align.maps import Alignment
+from featalign.align.weights import ROTATIONS
 from featalign.errors import ProbeError
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.walk import Walk, running_order
 from featalign.spaces import affine
 from featalign.spaces.apply import gains
-from featalign.spaces.capture import stream, units_last
+from featalign.spaces.capture import kept, stream, units_last
 from featalign.spaces.graph import Layer, Site
 from featalign.spaces.moments import Moments
 
@@ -100,7 +101,8 @@ def interpolated(
             share = torch.ones_like(mean)
             if space in alignment.maps:
                 out = alignment.maps[space].out.double()
-                mean, deviation = out @ mean, gains(out) @ deviation
+                turned = problem.graph[space].symmetry in ROTATIONS and _rigid(out)  # only the total is known then
+                mean, deviation = out @ mean, _together(deviation, len(out)) if turned else gains(out) @ deviation
                 share = (out.abs().sum(1) > 0).double()
             entry = total[name]
             total[name] = [entry[0] + weight * mean, entry[1] + weight * deviation, entry[2] + weight * share]
@@ -140,7 +142,8 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
     targets = interpolated(problem, alignments, places, probe) if places else {}
     order = running_order(fused, problem.cohort.example, places)
     report = []
-    with Walk(fused, probe.batched(256), [fused.get_submodule(name) for name in order]) as walk:
+    inputs = probe.batched(256)
+    with Walk(fused, inputs, [fused.get_submodule(name) for name in order]) as walk:
         for name in order:
             part = fused.get_submodule(name)
             mean, deviation = targets[name]
@@ -149,12 +152,25 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
                 continue
             moments, convolution = Moments(), isinstance(part, nn.modules.conv._ConvNd)
             with torch.no_grad():
-                for value in walk.at(part):
-                    moments.update(units_last(part.forward(value), convolution))
+                for value, batch in zip(walk.at(part), inputs):  # padded tokens do not count, as with the parents
+                    moments.update(units_last(kept(part.forward(value), batch.mask), convolution))
             found = (moments.mean, moments.variance.sqrt())
             report.append(_describe(name, found, mean, deviation))
+            if problem.graph[places[name][1]].symmetry in ROTATIONS:  # no unit is special: one factor for all
+                found, deviation = (found[0], _together(found[1], len(mean))), _together(deviation, len(mean))
             _rescale(part, found, mean, deviation)
     return report
+
+
+def _rigid(out: torch.Tensor) -> bool:
+    """Whether a map `[m, n]` is orthogonal, by rows or by columns."""
+    gram = out @ out.T if len(out) <= out.shape[1] else out.T @ out
+    return bool(torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device), atol=1e-6))
+
+
+def _together(deviation: torch.Tensor, units: int) -> torch.Tensor:
+    """`[units]`: the total variance shared out evenly."""
+    return (deviation.pow(2).sum() / units).sqrt().expand(units)
 
 
 def repairable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:

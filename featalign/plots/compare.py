@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ def scores(frame: pd.DataFrame, rows: pd.DataFrame, axis: str, scale: float = 1.
         rows: columns row, kind, basis.
         axis: name and unit of the metric; scale: from stored to shown values; higher: whether more is better.
     """
-    facts = {row.row: row for row in rows.itertuples()}
+    facts = {row.row: row for row in _records(rows)}
     order = frame.groupby("row", sort=False)["value"].mean().sort_values(ascending=higher).index
     figure = go.Figure()
     for name in order:
@@ -64,7 +65,7 @@ def mixing_curves(
     """
     methods, far = list(dict.fromkeys(rows["method"])), _outliers(frame)
     figure = go.Figure()
-    for row in rows.itertuples():
+    for row in _records(rows):
         own = frame[frame["row"] == row.row].sort_values("mixing")
         if len(own) < 2:
             continue
@@ -82,6 +83,11 @@ def mixing_curves(
     title = "Along the mixing weight (dotted: fused, solid: fused and refitted)"
     styled(figure, title, "weight of the first client", axis, height=560)
     return figure.update_layout(legend={"orientation": "h", "y": -0.16})
+
+
+def _records(frame: pd.DataFrame) -> list[Any]:
+    """The rows of a frame, each with its columns as attributes."""
+    return list(frame.itertuples(index=False))
 
 
 def _outliers(frame: pd.DataFrame) -> set[str]:
@@ -168,7 +174,7 @@ def polysemanticity(units: pd.DataFrame) -> go.Figure:
         if own.empty:
             continue
         figure.add_scatter(
-            x=[f"{label(row.space)}, {label(row.client)}" for row in own.itertuples()], y=own["median"].tolist(),
+            x=[f"{label(row.space)}, {label(row.client)}" for row in _records(own)], y=own["median"].tolist(),
             name=name, mode="markers", marker={"color": colour, "size": 10},
             error_y={
                 "type": "data", "symmetric": False, "thickness": 1.5,

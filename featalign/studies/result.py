@@ -92,6 +92,10 @@ class StudyResult:
         """The headline table; the first frame unless the study says more."""
         return self.frames[next(iter(self.rows))]
 
+    def neighbour(self, name: str) -> Any:
+        """The module beside the one that defines the result: `page` and `figures` read results, never the reverse."""
+        return importlib.import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
+
     @property
     def figures(self) -> dict[str, go.Figure]:
         """The figures of the page, by name."""
@@ -115,6 +119,8 @@ class StudyResult:
         """Write every file into a folder that exists; a study adds its own."""
         import torch
 
+        from featalign.report.page import write_page
+
         storage.write_bytes(folder / CONFIG, self.config_text().encode("utf-8"))
         storage.write_bytes(folder / RESULTS, self.to_json().encode("ascii"))
         if self.arrays:
@@ -122,7 +128,7 @@ class StudyResult:
             storage.save_tensors(folder / ARRAYS, tensors)
         if self.widgets:
             storage.write_json(folder / WIDGETS, self.widgets)
-        storage.write_bytes(folder / PAGE, self.page().encode("utf-8", "xmlcharrefreplace"))
+        write_page(folder / PAGE, self.page())
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -177,11 +183,14 @@ class StudyResult:
 
 
 def load(folder: Path | str) -> Any:
-    """The result in a run folder of any study.
+    """What a run folder holds: the result of a study, or a fused network.
 
     Raises `CorruptFile` with the path for a folder that holds none, or files of another version.
     """
     folder = Path(folder)
+    if not (folder / RESULTS).is_file():
+        importlib.import_module("featalign.fuse.result")  # it registers how fused networks are read
+        return storage.load(folder)
     content = storage.read_json(folder / RESULTS)
     kind = content.get("study") if isinstance(content, dict) else None
     if not isinstance(kind, str):
@@ -204,21 +213,23 @@ def framed(rows: Iterable[Any], row: type) -> pd.DataFrame:
     """
     columns = columns_of(row)
     if not isinstance(rows, pd.DataFrame):
-        records = [_plain_row(each) for each in rows]
-        rows = pd.DataFrame(records, columns=None if records else list(columns))
+        found = [_plain_row(each) for each in rows]
+        names = list(dict.fromkeys(name for each in found for name in each)) if found else list(columns)
+        cells = {name: pd.Series([each.get(name) for each in found], dtype=object) for name in names}
+        rows = pd.DataFrame(cells, columns=names)
     unknown = [str(name) for name in rows.columns if name not in columns]
     missing = [name for name, (_, optional) in columns.items() if name not in rows.columns and not optional]
     if unknown or missing:
         what = f"no column '{missing[0]}'" if missing else f"column '{unknown[0]}', which it does not have"
         raise CorruptFile(f"frame of {row.__name__}: {what}; columns: {', '.join(columns)}")
-    found = {}
+    typed = {}
     for name, (kind, optional) in columns.items():
         values = rows[name] if name in rows.columns else pd.Series([None] * len(rows), index=rows.index, dtype=object)
         try:
-            found[name] = _typed(values, kind, optional)
+            typed[name] = _typed(values, kind, optional)
         except (TypeError, ValueError) as error:
             raise CorruptFile(f"frame of {row.__name__}: column '{name}' holds no {_JSON[kind]}s ({error})") from error
-    return pd.DataFrame(found, columns=list(columns)).reset_index(drop=True)
+    return pd.DataFrame(typed, columns=list(columns)).reset_index(drop=True)
 
 
 def columns_of(row: type) -> dict[str, tuple[type, bool]]:
@@ -248,6 +259,11 @@ def over_seeds(frame: pd.DataFrame, by: Sequence[str], value: str = "value") -> 
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         rows.append((*key, *statistics(group[value])))  # type: ignore[misc]
     return pd.DataFrame(rows, columns=[*by, "mean", "std", "count"])
+
+
+def records(frame: pd.DataFrame) -> list[Any]:
+    """The rows of a frame, each with its columns as attributes."""
+    return list(frame.itertuples(index=False))
 
 
 def with_spread(mean: str, std: str, count: int) -> str:
@@ -351,11 +367,18 @@ def _typed(values: pd.Series, kind: type, optional: bool) -> pd.Series:
         wrong = [value for value in values if not isinstance(value, str) and not (optional and pd.isna(value))]
         if wrong:
             raise ValueError(f"{str(wrong[0])[:40]!r}")
-        return pd.Series([None if pd.isna(value) else value for value in values], index=values.index, dtype=object)
+        return pd.Series([None if pd.isna(v) else _unicode(v) for v in values], index=values.index, dtype=object)
     if kind is float:
         return pd.to_numeric(values).astype("float64")
+    if kind is bool and not all(isinstance(value, (bool, np.bool_)) for value in values):
+        raise ValueError("give true or false")
     dtype: Any = "Int64" if optional and kind is int else _DTYPES[kind]
-    return values.astype(dtype)
+    return (values if kind is bool else pd.to_numeric(values)).astype(dtype)
+
+
+def _unicode(text: str) -> str:
+    """The text with half a surrogate pair, which no table or page can hold, written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -173,6 +173,6 @@ def unit_rows(
         finite = np.asarray(each, dtype=float)
         finite = finite[np.isfinite(finite)]
         if len(finite):
-            quartiles = np.quantile(finite, [0.25, 0.5, 0.75]).tolist()
-            found.append(UnitRow(seed, space, client, name, float(finite.mean()), *quartiles, len(finite)))
+            low, median, high = np.quantile(finite, [0.25, 0.5, 0.75]).tolist()
+            found.append(UnitRow(seed, space, client, name, float(finite.mean()), low, median, high, len(finite)))
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from featalign import options as typed
+from featalign import storage
 from featalign.errors import BadOption, CorruptFile
 from featalign.studies.result import config_dict
 
@@ -58,7 +59,10 @@ class CompareConfig:
         if self.mixing is not None and not 0 <= self.mixing <= 1:
             raise BadOption(f"mixing = {self.mixing}; the weight of the first client lies between 0 and 1")
         if self.ridge <= 0:
-            raise BadOption(f"ridge = {self.ridge}; give a positive number")
+            raise BadOption(f"ridge = {self.ridge}; give a number above 0")
+        for name, high in (("augmented", 10_000_000), ("curve", 1001), ("expansion", 1000), ("k", 10_000)):
+            if getattr(self, name) > high:
+                raise BadOption(f"{name} = {getattr(self, name)}; give at most {high}")
         if doubled := [name for name in self.methods if self.methods.count(name) > 1]:
             raise BadOption(f"method '{doubled[0]}' is named twice")
         for method, values in self.options.items():
@@ -66,6 +70,7 @@ class CompareConfig:
                 raise BadOption(f"options = {{'{method}': {values!r}}}; give a table of options for each method")
             if self.methods and method not in self.methods:
                 raise BadOption(f"options for method '{method}', which is not among methods: {', '.join(self.methods)}")
+        object.__setattr__(self, "options", storage.plain(self.options))
 
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back."""
@@ -130,7 +135,8 @@ class RunConfig(CompareConfig):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
         if self.alpha <= 0:
-            raise BadOption(f"alpha = {self.alpha}; give a positive number")
+            raise BadOption(f"alpha = {self.alpha}; give a number above 0")
+        object.__setattr__(self, "model_options", storage.plain(self.model_options))
 
     @property
     def run_name(self) -> str:

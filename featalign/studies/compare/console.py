@@ -11,6 +11,7 @@ from rich.table import Table
 
 from featalign.studies.compare.result import CompareResult
 from featalign.studies.compare.words import distance, matched, signed
+from featalign.studies.result import records
 
 COLOURS = {"neuron": "red", "feature": "cyan", "pool": "yellow"}
 
@@ -21,12 +22,12 @@ def print_result(result: CompareResult) -> None:
     _counts(result, console)
     console.print(_scores(result))
     skipped = result.frames["methods"]
-    for row in skipped[~skipped["available"]].itertuples():
+    for row in records(skipped[~skipped["available"]]):
         console.print(f"[dim]{escape(row.method)} did not run: {escape(row.reason)}[/]", highlight=False)
     if words := matched(result):
         console.print(f"matched correlation by space: {escape(words)}", highlight=False)
     first = result.frames["spaces"].drop_duplicates("space")
-    for row in first[first["regime"].notna()].itertuples():
+    for row in records(first[first["regime"].notna()]):
         console.print(f"{escape(row.space)}, {row.regime}: {escape(row.explanation)}", highlight=False)
     if explanation := distance(result):
         console.print(escape(explanation), highlight=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -71,8 +70,8 @@ def _space(trial: Trial, space: Space, row: SpaceRow, browser: Browser) -> Space
     pre, post, target = _rows(pair)
     known = space.nonlinearity is not None
     apply = partial(apply_nonlinearity, space) if known else torch.Tensor.clone
-    bases_or_none: Sequence[Basis | None] = pair_bases or (None, None)
-    verdict = regime(post, target, *bases_or_none, space.symmetry, pre=pre, apply=apply)
+    own, theirs = pair_bases or (None, None)
+    verdict = regime(post, target, own, theirs, space.symmetry, pre=pre, apply=apply)
     shares = {key: getattr(verdict, key) for key in _REGIME}
     defect = verdict.commutation_defect if known else None
     return replace(

@@ -87,11 +87,9 @@ def mixing(result: CompareResult) -> Any:
     if frame["mixing"].nunique() < 2:
         return None
     rows = result.frames["rows"]
-    table, name = result.to_frame(), result.metric.name
-    best = result.best("client")
-    lines = {} if best is None else {"best client": float(table.loc[best, name])}
-    if "ensemble" in table.index:
-        lines["ensemble"] = float(table.loc["ensemble", name])
+    best, ensemble = result.best("client"), result.best("ensemble")
+    named = {"best client": best, "best ensemble": ensemble}
+    lines = {name: result.mean(row) for name, row in named.items() if row is not None}
     curves, rows = over_seeds(frame, ["row", "mixing"]), rows[rows["method"] != ""]
     return plots.mixing_curves(curves, rows, result.metric.label, result.metric.scale, lines)
 

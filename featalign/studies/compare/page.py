@@ -9,7 +9,7 @@ from markupsafe import Markup
 from featalign.report.page import Section, page, paragraph, rich
 from featalign.studies.compare.figures import FIGURES, figures, spaces_of
 from featalign.studies.compare.words import by, distance, matched, shares, signed, value_of
-from featalign.studies.result import config_dict, statistics, with_spread
+from featalign.studies.result import config_dict, records, statistics, with_spread
 
 if TYPE_CHECKING:
     from featalign.studies.compare.result import CompareResult
@@ -23,7 +23,7 @@ MAPS = (
 def compare_page(result: CompareResult) -> str:
     """The page as HTML text."""
     drawn = figures(result)
-    sections = [_scores(result), _methods(result)]
+    sections: list[Section | None] = [_scores(result), _methods(result)]
     if "mixing" in drawn:
         sections.append(
             Section("Mixing weight").text(
@@ -77,7 +77,9 @@ def _lead(result: CompareResult) -> list[Markup]:
         parts.append(rich("Ensemble of all {}.", value_of(result, "ensemble")))
     for name, row in table.iterrows():
         if row["kind"] == "one-shot" and row["basis"] == "none":
-            parts.append(rich("Averaging without alignment (<code>{}</code>) gives {}.", name, value_of(result, name)))
+            parts.append(
+                rich("Averaging without alignment (<code>{}</code>) gives {}.", name, value_of(result, str(name)))
+            )
     if fused is not None:
         words = "The best single fused network is <code>{}</code> with {}."
         parts.append(rich(words, fused, value_of(result, fused)))
@@ -119,7 +121,9 @@ def _scores(result: CompareResult) -> Section:
     best = result.best("one-shot", "one-shot + refit")
     for name, row in table.iterrows():
         values = [by(metric, row[metric.name], row["std"], int(row["seeds"]))]
-        values += [by(each, *more[each.name].loc[name, [each.name, "std"]], int(row["seeds"])) for each in others]
+        for each in others:
+            own: dict[Any, Any] = more[each.name].loc[str(name)].to_dict()
+            values.append(by(each, float(own[each.name]), float(own["std"]), int(own["seeds"])))
         gains = [signed(metric, row["to_best_client"]), signed(metric, row["to_ensemble"])]
         rows.append([name, *values, *gains, f"{row['seconds']:.2f}" if row["method"] else "–"])
         classes.append(f"{row['basis']}{' best' if name == best else ''}")
@@ -140,7 +144,7 @@ def _methods(result: CompareResult) -> Section:
     frame = result.frames["methods"].sort_values("available", ascending=False, kind="stable")
     rows = [
         [row.method, row.summary if row.available else f"{row.summary} Did not run: {row.reason.rstrip('.')}."]
-        for row in frame.itertuples()
+        for row in records(frame)
     ]
     missing = int((~frame["available"]).sum())
     words = f"{len(frame) - missing} of {len(frame)} registered methods ran on these networks." if missing else ""
@@ -170,7 +174,7 @@ def _space(result: CompareResult, space: str) -> Section:
         section.text("How much of the reference's variance the first client's activations explain, held out:")
         section.table(head, [row[: len(head)] for row in explained])
     _ledger(result, space, section)
-    for match in result.frames["matches"].itertuples():
+    for match in records(result.frames["matches"]):
         if match.space == space and match.seed == rows["seed"].iloc[0] and match.basis == "feature":
             section.text(
                 f"Feature plan: {match.pairs} pairs among {match.alive_first} and {match.alive} alive latents, value "

@@ -14,7 +14,7 @@ from featalign import options, storage
 from featalign.data.task import Metric
 from featalign.studies.compare.config import CompareConfig, RunConfig
 from featalign.studies.compare.rows import FRAMES, MethodRow, Row
-from featalign.studies.result import StudyResult, statistics, study, versions
+from featalign.studies.result import StudyResult, records, statistics, study, versions
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -114,7 +114,7 @@ class CompareResult(StudyResult):
         chosen = next(each for each in self.metrics if each.name == name)
         scores = self.headline(name)
         found = []
-        for row in self.frames["rows"].itertuples():
+        for row in records(self.frames["rows"]):
             own = scores[scores["row"] == row.row]
             mean, std, count = statistics(own["value"])
             gains = [statistics(own[column])[0] for column in ("to_best_client", "to_ensemble")]
@@ -125,6 +125,10 @@ class CompareResult(StudyResult):
         frame["rank"] = -frame[name] if chosen.higher_is_better else frame[name]
         frame = frame.sort_values(["order", "rank"], kind="stable", na_position="last")
         return frame.drop(columns=["order", "rank"]).set_index("row")
+
+    def mean(self, row: str) -> float:
+        """The headline metric of a row, mean over seeds."""
+        return statistics(self.headline().query("row == @row")["value"])[0]
 
     def best(self, *kinds: str, basis: str | None = None) -> str | None:
         """The best row among kinds (and one basis); None where nothing was scored."""
@@ -143,14 +147,15 @@ class CompareResult(StudyResult):
     @property
     def figures(self) -> dict[str, go.Figure]:
         """The figures of the page, by name."""
-        from featalign.studies.compare.figures import figures
-
-        return figures(self)
+        return self.neighbour("figures").figures(self)
 
     def page(self) -> str:
-        from featalign.studies.compare.page import compare_page
+        from featalign.report.page import drawing
 
-        return compare_page(self)
+        if self.trials:
+            return self.neighbour("page").compare_page(self)
+        with drawing(self.folder or "this result"):
+            return self.neighbour("page").compare_page(self)
 
     def save(self, folder: Path | str, overwrite: bool = False, saes: Path | str | None = None) -> Path:
         """Write the run folder, page, fused networks and dictionaries included; `saes` puts the latter elsewhere."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def by(metric: Metric, value: float, std: float, seeds: int) -> str:
     """A mean with its standard deviation, where there are several seeds, in the metric's unit."""
-    return with_spread(metric.shown(value), metric.shown(std), seeds)
+    return with_spread(metric.shown(value), metric.shown(std) if metric.unit == "%" else f"{std:.2g}", seeds)
 
 
 def signed(metric: Metric, gain: float) -> str:
@@ -29,7 +29,7 @@ def signed(metric: Metric, gain: float) -> str:
 def value_of(result: CompareResult, row: str) -> str:
     """`accuracy 91.23 %` without the name: the headline metric of a row with its unit."""
     unit = f" {result.metric.unit}" if result.metric.unit else ""
-    return f"{result.metric.shown(float(result.to_frame().loc[row, result.metric.name]))}{unit}"
+    return f"{result.metric.shown(result.mean(row))}{unit}"
 
 
 def matched(result: CompareResult) -> str:
@@ -39,7 +39,7 @@ def matched(result: CompareResult) -> str:
     for space, group in frame.groupby("space", sort=False):
         names = {"neuron": "units", "feature": "features"}
         means = group.groupby("basis", sort=False)["mean_correlation"].mean()
-        found.append(f"{space}: " + ", ".join(f"{names[basis]} {mean:.2f}" for basis, mean in means.items()))
+        found.append(f"{space}: " + ", ".join(f"{names[str(basis)]} {mean:.2f}" for basis, mean in means.items()))
     return "; ".join(found)
 
 
@@ -56,11 +56,11 @@ def distance(result: CompareResult) -> str:
     spaces = spaces[spaces["features"].notna()]
     if best is None or feature is None or spaces.empty:
         return ""
-    table, metric = result.to_frame(), result.metric
+    metric = result.metric
     if best == feature:
         opening = f"The best single network, {best}, is a feature-basis one."
     else:
-        gap = metric.gain(float(table.loc[best, metric.name]), float(table.loc[feature, metric.name]))
+        gap = metric.gain(result.mean(best), result.mean(feature))
         size = f"{100 * gap:.2f} points" if metric.unit == "%" else f"{gap:.4g} {metric.unit}".strip()
         opening = f"The best feature-basis network ({feature}) is {size} behind the best single one ({best})."
     matches = result.frames["matches"]

@@ -107,11 +107,9 @@ def _conditions(result: DiagnoseResult) -> str:
             f"{dictionaries}, trained on {facts['inputs']} inputs. Everything is measured on the same inputs: figures "
             "are on training data."
         )
-    seen = {
-        "no": "which neither the network nor the dictionaries were trained on",
-        "unknown": "which the dictionaries were not trained on; whether the network was is not known",
-        "yes": "which the dictionaries were not trained on, but the network was",
-    }[facts["network_saw_held_out"]]
+    seen = "which the dictionaries were not trained on; whether the network was is not known"
+    if facts["network_saw_held_out"] == "no":
+        seen = "which neither the network nor the dictionaries were trained on"
     return (
         f"{dictionaries}, trained on {facts['inputs']} inputs. Held out means: measured on {facts['held_out']} other "
         f"inputs, {seen}. Units and latents that fire on fewer than {100 * config.firing_rate:g} % of the samples (or "
