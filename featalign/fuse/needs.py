@@ -87,6 +87,30 @@ def chain(problem: FusionProblem) -> str | None:
     return None if problem.graph.hidden else "there is no hidden space"
 
 
+@NEEDS.register("reducible")
+def reducible(problem: FusionProblem) -> str | None:
+    """Every hidden space is read by affine maps that are seen at work, which is where what it holds is told.
+
+    What is seen nowhere cannot be picked or projected by activations, only aligned by weights.
+    """
+    graph = problem.graph
+    known = {writer.weight: writer for writer in problem.writers}
+    for space in graph.hidden:
+        if any(other[space.name].symmetry is Symmetry.PINNED for other in problem.graphs):
+            return f"space '{space.name}' keeps its basis in some client"
+        for axis in space.readers:
+            writer = known.get(axis.parameter)
+            if writer is None:
+                return f"'{axis.parameter}' reads space '{space.name}', and what it multiplies is seen at no module"
+            if not problem.paired(writer):
+                return f"rows of '{writer.name}' are units of another space, ordered differently by every client"
+    widths = [[graph[s.name].size for s in graph.hidden if s.name.rpartition(".")[2].startswith(("qk", "ov"))]
+              for graph in problem.graphs]
+    if any(width != widths[0] for width in widths):
+        return "heads of the clients have different widths"
+    return None if graph.hidden else "there is no hidden space"
+
+
 @NEEDS.register("one-linear-code")
 def one_linear_code(problem: FusionProblem) -> str | None:
     """One hidden space, written by one linear layer from the inputs and read by one that writes the outputs."""

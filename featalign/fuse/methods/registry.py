@@ -22,11 +22,16 @@ REFITS = ("optional", "required", "none")
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a method proposes: one alignment per client, targets for the refit, and what it saw on the way."""
+    """What a method proposes: one alignment per client, targets for the refit, and what it saw on the way.
+
+    `statistics` tells whether those of the fused network are to be corrected by the parents'; units that come whole from
+    one client bring their own.
+    """
 
     alignments: tuple[Alignment, ...]
     targets: Targets | None = None
     exact_first: bool = True
+    statistics: bool = True
     matches: Mapping[tuple[int, str], FeatureMatch] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
 
