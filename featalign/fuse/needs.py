@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from featalign.align.heads import attention_layers
 from featalign.fuse.problem import FusionProblem
 from featalign.registry import Registry
 from featalign.spaces import affine
@@ -104,11 +105,27 @@ def reducible(problem: FusionProblem) -> str | None:
                 return f"'{axis.parameter}' reads space '{space.name}', and what it multiplies is seen at no module"
             if not problem.paired(writer):
                 return f"rows of '{writer.name}' are units of another space, ordered differently by every client"
+        shared = _shares_rows(problem, space)
+        if shared is not None:
+            return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
     widths = [[graph[s.name].size for s in graph.hidden if s.name.rpartition(".")[2].startswith(("qk", "ov"))]
               for graph in problem.graphs]
     if any(width != widths[0] for width in widths):
         return "heads of the clients have different widths"
     return None if graph.hidden else "there is no hidden space"
+
+
+def _shares_rows(problem: FusionProblem, space: Space) -> str | None:
+    """Another space along the same dimension of a weight, unless it belongs to attention heads."""
+    heads = {each.name for found in attention_layers(problem.graph) for each in (found.heads, *found.inner)}
+    if space.name in heads:
+        return None
+    mine = {(axis.parameter, axis.dim) for axis in space.writers}
+    for other in problem.graph.hidden:
+        places = {(axis.parameter, axis.dim, axis.repeat * axis.tile > 1) for axis in other.writers}
+        if other.name != space.name and any((*place, True) in places for place in mine):
+            return other.name
+    return None
 
 
 @NEEDS.register("one-linear-code")
