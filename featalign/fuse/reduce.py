@@ -70,8 +70,12 @@ def roles(problem: FusionProblem) -> Roles:
     )
 
 
-def reduced(problem: FusionProblem) -> tuple[Maps, dict[str, list[int]]]:
-    """Maps of every client by space, and how many picked units come from each client."""
+def reduced(problem: FusionProblem, room: Sequence[float] | None = None) -> tuple[Maps, dict[str, list[int]]]:
+    """Maps of every client by space, and how many picked units come from each client.
+
+    `room` weighs the clients in the choice of what the fused spaces hold; the mixing weights unless given.
+    """
+    mixing, problem = problem.mixing, problem.mixed(tuple(room or problem.mixing))
     found = roles(problem)
     maps: Maps = {space.name: _same(problem, space) for space in found.inner}
     joint = _joint_moments(problem, found)
@@ -85,7 +89,16 @@ def reduced(problem: FusionProblem) -> tuple[Maps, dict[str, list[int]]]:
         maps[space.name] = _picked(problem, space, pool, chosen, space in found.heads)
         edges = pool.offsets
         origins[space.name] = [int(((chosen >= a) & (chosen < b)).sum()) for a, b in pairwise(edges)]
-    return maps, origins
+    held = {space.name for space in found.inner}
+    return {name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()}, origins
+
+
+def _mixed(maps: tuple[SpaceMap, ...], room: Sequence[float], mixing: Sequence[float]) -> tuple[SpaceMap, ...]:
+    """The maps for the rule, which multiplies by the mixing weights: `O_k = J_k / lambda_k`."""
+    return tuple(
+        SpaceMap(found.out * (share / weight if weight > 0 else 0.0), found.into, found.symmetry)
+        for found, share, weight in zip(maps, room, mixing)
+    )
 
 
 def _same(problem: FusionProblem, space: Space) -> tuple[SpaceMap, ...]:
@@ -216,7 +229,9 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
         pools[space.name] = Pool(tuple(torch.tensor([0, *sizes]).cumsum(0).tolist()))
     sites = list(dict.fromkeys(s for space in spaces for w, _ in found.readers[space.name] for s in (w.reads, w.own)))
     before = {space.name: space.before for space in found.selected if space.pre is not None and space.pre.paired}
-    first = True
+    parts = (*problem.clients, problem.cohort.refit_inputs)
+    grams: dict[str, dict[str, Any]] = problem.memory.get("pools", parts, dict)  # the same at all mixing weights
+    known, first = set(grams), True
     for batch, held, outputs in _stream(problem, list(dict.fromkeys([*sites, *before.values()]))):
         for space in spaces:
             pool, picks_heads = pools[space.name], space in found.heads
@@ -226,7 +241,11 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
                 joint = torch.cat([u.flatten(1) if picks_heads else _samples(u) for u in units], 1)
                 wanted = _wanted(problem, space, writer, batch, held, outputs, units, maps)
                 stage = pool.stages.setdefault(writer.name, Stage())
-                stage.gram, stage.cross = stage.gram + joint.T @ joint, stage.cross + joint.T @ wanted
+                stage.cross = stage.cross + joint.T @ wanted
+                if space.name not in known:
+                    mine = grams.setdefault(space.name, {})
+                    mine[writer.name] = mine.get(writer.name, 0) + joint.T @ joint
+                stage.gram = grams[space.name][writer.name]
             if first and space.name in before:  # the first batch tells silent units apart
                 faint = torch.cat([h[problem.graphs[k][space.name].before] for k, h in enumerate(held)], 1).double()
                 pool.faint = FAINT * faint.T @ faint

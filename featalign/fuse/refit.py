@@ -30,6 +30,8 @@ from featalign.spaces.graph import Layer, Site
 
 AGREED = 1e-4  # relative difference of outputs up to which clients say the same
 FAINT = 1e-6  # gain of a normalisation below which nothing that is written passes
+RARE = 1e-3  # added to probabilities as weights, so that outputs nobody expects are told as well
+LARGE = 50_000_000  # numbers in one Gram matrix per output, above which all errors count alike
 Targets = Callable[[FusionProblem, Layer, Sequence[Held]], torch.Tensor]
 
 
@@ -157,7 +159,7 @@ class _Refit:
 
     def _fit(self, walk: Walk, parents: list[Walk], site: Site, writers: list[Writer]) -> LayerFit:
         """Solve the maps that land at a site, write them back, correct what waits there."""
-        stage = _Stage(self.fused, site, writers, self.ridge)
+        stage = _Stage(self.fused, site, writers, self.ridge, self._counts_by_share(writers[0]))
         for stop, target in zip(walk.at(site), self._wanted(parents, site, writers)):
             stage.add(stop, target)
         fit = stage.solve()
@@ -165,6 +167,13 @@ class _Refit:
             for stop in walk.at(site):
                 stage.correct(stop)
         return fit
+
+    def _counts_by_share(self, writer: Writer) -> bool:
+        """Whether errors of a readout count as the probability that each output stands for: in log-mixtures."""
+        heads = self.problem.cohort.task.heads
+        named = self.head or (heads[0] if heads else None)
+        matrix = writer.matrix(self.fused)
+        return writer.readout and named == "log-mixture" and 1 < len(matrix) and matrix.numel() * len(matrix.T) <= LARGE
 
     def _wanted(self, parents: list[Walk], site: Site, writers: list[Writer]) -> Iterator[torch.Tensor]:
         """Targets `[rows, m]` of every batch."""
@@ -213,8 +222,8 @@ def _rows(stop: Stop, writer: Writer, module: nn.Module) -> torch.Tensor:
 class _Stage:
     """Moments of the maps that land at one site: `X^T X` and `X^T (T - S)` of their rows side by side."""
 
-    def __init__(self, fused: nn.Module, site: Site, writers: list[Writer], ridge: float):
-        self.fused, self.site, self.writers, self.ridge = fused, site, writers, ridge
+    def __init__(self, fused: nn.Module, site: Site, writers: list[Writer], ridge: float, by_share: bool = False):
+        self.fused, self.site, self.writers, self.ridge, self.by_share = fused, site, writers, ridge, by_share
         self.gains = [writer.gain(fused) for writer in writers]
         self.takes_bias = [w.bias is not None or bool(w.norms) for w in writers]
         self.augmented = any(self.takes_bias)
@@ -236,17 +245,29 @@ class _Stage:
             rows = [writer.rows(self.fused, x) for writer, x in zip(self.writers, inputs)]
             ones = [rows[0].new_ones(len(rows[0]), 1)] if self.augmented else []
             x = torch.cat([*rows, *ones], 1)
-            gram, residual = (x.T @ x).double(), (x.T @ error.to(x.dtype)).double()
+            if self.by_share:
+                shares = (target.softmax(1) + RARE).to(x.dtype)
+                gram = torch.stack([(x.T * share) @ x for share in shares.T]).double()
+                residual = (x.T @ (shares * error).to(x.dtype)).double()
+            else:
+                gram, residual = (x.T @ x).double(), (x.T @ error.to(x.dtype)).double()
         self.gram, self.residual = self.gram + gram, self.residual + residual
-        self.energy += float((target - target.mean(0)).pow(2).sum())
-        self.before += float(error.pow(2).sum())
+        counted = target.softmax(1) + RARE if self.by_share else 1.0
+        self.energy += float((counted * (target - target.mean(0)).pow(2)).sum())
+        self.before += float((counted * error.pow(2)).sum())
 
     def solve(self) -> LayerFit:
         """Solve and write back."""
         gram, residual = self.gram, self.residual
-        scale = self.ridge * gram.diagonal().mean().clamp_min(1e-12)
-        change = torch.linalg.solve(gram + scale * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), residual)
-        after = self.before - 2 * float((change * residual).sum()) + float((change * (gram @ change)).sum())
+        scale = self.ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)[..., None, None]
+        ridged = gram + scale * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        if self.by_share:
+            change = torch.linalg.solve(ridged, residual.T[:, :, None])[:, :, 0].T
+            fitted = torch.einsum("ofg,go->fo", gram, change)
+        else:
+            change = torch.linalg.solve(ridged, residual)
+            fitted = gram @ change
+        after = self.before - 2 * float((change * residual).sum()) + float((change * fitted).sum())
         sizes = [writer.matrix(self.fused).shape[1] for writer in self.writers]
         parts = list(change[: sum(sizes)].split(sizes))
         offset = change[-1] if self.augmented else None

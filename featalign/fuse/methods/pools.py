@@ -58,9 +58,16 @@ class Chosen:
 
 
 @fusion_method("zip", basis="pool", needs=("reducible",), follows_mixing=True)
-def zip_neurons(problem: FusionProblem) -> Proposal:
-    """All clients side by side reduced to the original width: units and heads are picked, linear spaces projected."""
-    maps, origins = reduced(problem)
+def zip_neurons(problem: FusionProblem, *, lean: float = 0.0) -> Proposal:
+    """All clients side by side reduced to the original width: units and heads are picked, linear spaces projected.
+
+    `lean` between 0 and 1 moves the room that the clients are given towards the reference: 0 shares it by the mixing
+    weights, 1 keeps the reference's own units and directions. What the fused network outputs is asked for alike.
+    """
+    if not 0 <= lean <= 1:
+        raise BadOption(f"lean = {lean}; give a number between 0 (room by the mixing weights) and 1 (the reference's)")
+    room = tuple((1 - lean) * w + lean * (k == problem.reference) for k, w in enumerate(problem.mixing))
+    maps, origins = reduced(problem, room)
     alignments = tuple(Alignment({name: found[k] for name, found in maps.items()}) for k in range(len(problem.cohort)))
     return Proposal(alignments, statistics=False, notes={"units_from_client": origins})
 
