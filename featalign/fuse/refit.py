@@ -169,11 +169,14 @@ class _Refit:
         return fit
 
     def _counts_by_share(self, writer: Writer) -> bool:
-        """Whether errors of a readout count as the probability that each output stands for: in log-mixtures."""
-        heads = self.problem.cohort.task.heads
-        named = self.head or (heads[0] if heads else None)
-        matrix = writer.matrix(self.fused)
-        return writer.readout and named == "log-mixture" and 1 < len(matrix) and matrix.numel() * len(matrix.T) <= LARGE
+        """Whether errors of a readout count as the probability that each output stands for.
+
+        So it is in log-mixtures of tasks that are scored in nats: to second order their regression is that of the
+        cross-entropy. Accuracy is served better by errors that count alike.
+        """
+        task, matrix = self.problem.cohort.task, writer.matrix(self.fused)
+        mixture = (self.head or task.heads[0]) == "log-mixture" and task.metric.unit == "nats"
+        return writer.readout and mixture and 1 < len(matrix) and matrix.numel() * matrix.shape[1] <= LARGE
 
     def _wanted(self, parents: list[Walk], site: Site, writers: list[Writer]) -> Iterator[torch.Tensor]:
         """Targets `[rows, m]` of every batch."""
