@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -161,7 +162,7 @@ def extreme_tokens(inputs: Inputs) -> Batch | None:
         for side, value in (("low", -int(tokens.min())), ("high", int(tokens.max()))):
             if side not in found or value > found[side][0]:
                 at = int(tokens.amax(1).argmax() if side == "high" else tokens.amin(1).argmin())
-                found[side] = (value, batch.map(lambda tensor, at=at: tensor[at : at + 1]))
+                found[side] = (value, batch.map(itemgetter(slice(at, at + 1))))
     if not found:
         return None
     low, high = found["low"][1], found["high"][1]

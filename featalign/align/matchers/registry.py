@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from featalign.align.heads import attention_layers, gauged_state, inner_map, match_heads, match_nested
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.pair import Clients, Pair
@@ -113,7 +115,7 @@ def align(clients: Clients, name: str, **options: Any) -> Alignment:
         }
         found = match_weights(*clients.modules, *clients.graphs, seed=clients.seed, fixed=fixed)
         maps = {name: found.maps[name] for name in found.maps if name not in inside}
-    gauge = {}
+    gauge: dict[str, torch.Tensor] = {}
     source, target = (module.state_dict() for module in clients.modules)
     groups, nested = ([layer for layer in layers if layer.nested is kind] for kind in (False, True))
     for layer in (*groups, *nested, *(groups if nested else ())):  # groups again once the heads within them are matched
