@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from featalign.align.weights import incoming_rows, match_weights, silent_directi
 from featalign.data.inputs import Inputs
 from featalign.dictionaries.basis import Basis
 from featalign.errors import BadOption
-from featalign.spaces.graph import Space, SpaceGraph
+from featalign.spaces.graph import Space, SpaceGraph, Symmetry
 from featalign.spaces.moments import CrossMoments
 
 
@@ -42,6 +43,11 @@ class Clients:
     bases: Mapping[str, tuple[Basis, Basis]] = field(default_factory=dict)
     seed: int = 0
     memory: Memory = field(default_factory=Memory, repr=False)
+
+    @cached_property
+    def states(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """State dicts of both."""
+        return self.modules[0].state_dict(), self.modules[1].state_dict()
 
     @property
     def moments(self) -> dict[str, CrossMoments]:
@@ -112,14 +118,18 @@ class Pair:
 
     @property
     def stream_moments(self) -> CrossMoments:
-        """Joint moments over every site where the whole space is seen: a residual stream is read at every depth."""
+        """Joint moments over every site where the whole space is seen: a residual stream is read at every depth.
+
+        A stream that only rotations leave unchanged is read as its norms show it, each row at unit length.
+        """
         sites = self.source.whole_sites
         if not sites:
             return self.clients.moments[self.name]
         clients = self.clients
 
         def make() -> CrossMoments:
-            return pooled_moments(*clients.modules, clients.probe, sites, self.target.whole_sites)
+            streamed = len(self.source.writers) > 1 and self.source.symmetry is Symmetry.ORTHOGONAL
+            return pooled_moments(*clients.modules, clients.probe, sites, self.target.whole_sites, streamed)
 
         return clients.memory.get("stream", (*clients.modules, clients.probe, self.name), make)
 
@@ -135,11 +145,8 @@ class Pair:
     @property
     def incoming(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What writes each unit, `[n, features]` after the settled maps of earlier spaces and `[m, features]`."""
-        clients = self.clients
-        return (
-            incoming_rows(clients.modules[0], clients.graphs[0], self.name, self.settled, clients.modules[1]),
-            incoming_rows(clients.modules[1], clients.graphs[1], self.name),
-        )
+        (own, other), (graph, target_graph) = self.clients.states, self.clients.graphs
+        return incoming_rows(own, graph, self.name, self.settled, other), incoming_rows(other, target_graph, self.name)
 
     @property
     def bases(self) -> tuple[Basis, Basis]:

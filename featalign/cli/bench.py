@@ -117,7 +117,7 @@ def bench_vision(
     if figure is not None:
         from featalign.plots.networks import fusion_table
 
-        fusion_table(result).write_html(figure)
+        fusion_table(result.to_frame()).write_html(figure)
     print_rows(result.to_dict()["rows"] if as_json else result.to_frame().reset_index().to_dict("records"), as_json)
 
 
@@ -130,15 +130,15 @@ def bench_barrier(
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Loss between two character transformers, by the basis in which their weights are interpolated."""
-    from featalign.bench.barrier import barrier
+    from featalign.bench.barrier import barrier, barriers, curves, parents
 
     result = barrier(pair, steps=steps, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import barrier_curves
 
-        barrier_curves(result).write_html(figure)
-    if as_json:
-        print_rows([result.to_dict()], as_json)
-        return
-    print_rows([{k: v for k, v in c.to_dict().items() if k not in ("shares", "losses")} for c in result.curves], False)
-    typer.echo(f"parents {result.parents[0]:.3f} {result.parents[1]:.3f} nats; stream {result.diagnosis}")
+        title = f"Loss between two character transformers ({pair})"
+        barrier_curves(curves(result), parents(result), title).write_html(figure)
+    rows = [{str(key): value for key, value in row.items()} for row in barriers(result).to_dict("records")]
+    print_rows(rows, as_json)
+    if not as_json:
+        typer.echo("parents {:.3f} and {:.3f} nats".format(*parents(result)))

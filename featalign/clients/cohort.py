@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from operator import itemgetter
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -153,6 +152,10 @@ def _folded(modules: Sequence[nn.Module], example: Batch) -> list[Canonical]:
     return [Canonical(module, notes=("norms are not folded: not all clients allow it", *notes)) for module in modules]
 
 
+def _row(index: int, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[index : index + 1]
+
+
 def extreme_tokens(inputs: Inputs) -> Batch | None:
     """The samples with the smallest and the largest token id; None where the inputs are no tokens."""
     found: dict[str, tuple[int, Batch]] = {}
@@ -162,7 +165,7 @@ def extreme_tokens(inputs: Inputs) -> Batch | None:
         for side, value in (("low", -int(tokens.min())), ("high", int(tokens.max()))):
             if side not in found or value > found[side][0]:
                 at = int(tokens.amax(1).argmax() if side == "high" else tokens.amin(1).argmin())
-                found[side] = (value, batch.map(itemgetter(slice(at, at + 1))))
+                found[side] = (value, batch.map(partial(_row, at)))
     if not found:
         return None
     low, high = found["low"][1], found["high"][1]

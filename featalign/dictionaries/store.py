@@ -19,7 +19,7 @@ from featalign.dictionaries.training import train
 from featalign.spaces.capture import collect
 from featalign.spaces.graph import Site, SpaceGraph
 
-VERSION = 2  # raise it when a change to training changes trained dictionaries
+VERSION = 3  # raise it when a change to training changes trained dictionaries
 SAMPLES = 20_000  # activations per dictionary; more do not help at these widths
 FEW, FEW_STEPS = 5_000, 500  # below FEW samples this many steps pass over the data a hundred times and more
 

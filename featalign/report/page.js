@@ -23,8 +23,13 @@
     return box;
   }
 
-  // An input of the sprite sheet with a caption.
+  // An input, as text or from the sprite sheet, with a caption.
   function thumb(data, index, caption) {
+    if (data.inputs[index].text !== undefined) {
+      const snippet = make("div", "snippet");
+      snippet.append(make("code", "", data.inputs[index].text), make("span", "", caption));
+      return snippet;
+    }
     const box = make("div", "thumb"), canvas = make("canvas"), sheet = data.sheet;
     const place = data.inputs[index].place;
     canvas.width = sheet.width;
@@ -71,12 +76,15 @@
       box.append(make("div", "facts", "fires on " + percent(latent.density, 1) + " of inputs; strongest on:"));
       latent.inputs.forEach((index, i) => {
         const name = data.classes[data.inputs[index].label], value = latent.values[i];
-        const shown = thumb(data, index, name + " · " + fixed(value, 2));
-        shown.title = "input " + index + ", label " + name + ", activation " + fixed(value, 3);
+        const shown = thumb(data, index, (name === undefined ? "" : name + " · ") + fixed(value, 2));
+        const label = name === undefined ? "" : ", label " + name;
+        shown.title = "input " + index + label + ", activation " + fixed(value, 3);
         thumbs.append(shown);
       });
       if (!latent.inputs.length) thumbs.append(make("span", "facts", "no input of this sample activates it"));
-      box.append(thumbs, make("div", "facts", "mean activation by class, as a share:"));
+      box.append(thumbs);
+      if (!latent.profile.length) return box;
+      box.append(make("div", "facts", "mean activation by class, as a share:"));
       box.append(bars(latent.profile, data.classes, (share) => percent(share, 1)));
       return box;
     }
@@ -86,7 +94,7 @@
       const name = state.kind === "pairs"
         ? data.names[0] + " " + entry.a.latent + " ↔ " + data.names[1] + " " + entry.b.latent
         : "latent " + entry.latent;
-      return name + " · mostly " + data.classes[argmax(shown.profile)];
+      return name + (shown.profile.length ? " · mostly " + data.classes[argmax(shown.profile)] : "");
     }
 
     function show(detail, entry) {
@@ -143,6 +151,7 @@
     function thumbs(indices) {
       const box = make("div", "thumbs");
       indices.forEach((index) => box.append(thumb(data, index, data.classes[data.inputs[index].label] ?? "")));
+      if (!indices.length) box.append(make("span", "facts", "no input that the cards look through activates it"));
       return box;
     }
 
@@ -165,19 +174,23 @@
       box.id = "card";
       box.append(make("h3", "", (kind === "units" ? "Unit " : "Feature ") + entry.id));
       if (kind === "units") {
-        box.append(says(entry.effective + " effective features; shares of its variance:"), links("features", entry.features));
+        const kinds = entry.kinds === null ? "" : "; " + entry.kinds + " kinds of inputs drive it";
+        box.append(says(entry.effective + " effective features" + kinds + "; shares of its variance:"),
+          links("features", entry.features));
         box.append(says("inputs that drive it most"), thumbs(entry.inputs));
         if (entry.profile.length) box.append(says("class profile"), profile(entry.profile));
         return box;
       }
-      box.append(says("fires on " + percent(entry.density, 1) +
-        " of inputs; units it lives on, by share of the unit's variance:"), links("units", entry.units));
+      const again = entry.again === null ? "" : ", cosine with its partner of another seed " + entry.again;
+      box.append(says("fires on " + percent(entry.density, 1) + " of samples" + again +
+        "; units it lives on, by share of the unit's variance:"), links("units", entry.units));
       box.append(says("inputs that drive it most"), thumbs(entry.inputs));
       box.append(says("at the upper quartile, the median, the lower quartile and the weakest firing"), thumbs(entry.spread));
       if (entry.profile.length) box.append(says("class profile"), profile(entry.profile));
       if (entry.effect.length) box.append(says("class effect: outputs it raises, and lowers in red"), profile(entry.effect));
       entry.partners.forEach((p) =>
-        box.append(says("partner in " + p.who + ": latent " + p.latent + ", correlation " + p.score)));
+        box.append(says("partner in " + p.who + ": latent " + p.latent + ", correlation " + p.score +
+          (p.tie === undefined ? "" : " (a tie with latent " + p.tie + ")"))));
       return box;
     }
 
@@ -188,8 +201,8 @@
       root.append(tabs([["units", "units"], ["features", "features"]], state.kind,
         (kind) => { state.kind = kind; state.id = null; draw(); }, "kind"));
       const cards = data.spaces[state.space][state.kind];
+      root.append(make("p", "note", data.spaces[state.space].facts));
       if (!cards.length) {
-        root.append(make("p", "note", "No cards: activations of this layer are not one row per input."));
         return;
       }
       if (state.id === null) state.id = cards[0].id;
