@@ -131,8 +131,9 @@ class Loader:
 
 
 def contents(values: torch.Tensor) -> bytes:
-    """Contents of a contiguous tensor of any dtype."""
-    return values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
+    """Contents of a tensor of any dtype and strides."""
+    plain = values.reshape(-1).clone(memory_format=torch.contiguous_format)
+    return plain.view(torch.uint8).numpy().tobytes() if values.numel() else b""
 
 
 def is_text(value: Any) -> bool:
