@@ -17,7 +17,6 @@ from torch import nn
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment
 from featalign.data.batch import unwrap
-from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import Walk, running_order
@@ -83,8 +82,6 @@ def refit(
     (the heads of an attention layer) and those that run more than once keep the rule's weights. The task's target is
     for layers whose output is the network's output; others that write a pinned space keep the rule's.
     """
-    if not (ridge > 0 and ridge < float("inf")):
-        raise BadOption(f"ridge = {ridge}; give a positive finite number, relative to each layer's Gram matrix")
     layers = {layer.module: layer for layer in refittable(problem, fused)}
     readouts = readout_layers(problem)
     statistics = Statistics(problem, fused, alignments)
