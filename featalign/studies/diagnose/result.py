@@ -101,9 +101,7 @@ class DiagnoseResult(StudyResult):
         return found
 
     def page(self) -> str:
-        from featalign.studies.diagnose.page import diagnosis_page
-
-        return diagnosis_page(self)
+        return self.neighbour("page").diagnosis_page(self)
 
     @classmethod
     def read_config(cls, values: Mapping[str, Any], where: str) -> DiagnoseConfig:
