@@ -26,6 +26,7 @@ BAD = {
     "one module": ({"modules": nn.Linear(12, 4)}, "pass a list"),
     "no modules": ({"modules": []}, "zero clients"),
     "no module": ({"modules": ["a", "b"]}, "a client is a str"),
+    "no numbers": ({"modules": [nn.Linear(12, 4, device="meta")] * 2}, "holds no numbers"),
     "names alike": ({"names": ["A", "A"]}, "two clients are called 'A'"),
     "one name": ({"names": ["A"]}, "1 names for 2 clients"),
     "device": ({"device": "nope"}, "device 'nope'"),
