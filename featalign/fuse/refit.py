@@ -18,7 +18,6 @@ from torch import nn
 
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment
-from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import Stop, Walk, passing_order
@@ -91,8 +90,6 @@ def refit(
     Maps that run more than once, or whose rows are ordered differently by every client, keep the rule's weights. The
     task's target is for layers whose output is the network's output; others that write a pinned space keep the rule's.
     """
-    if not (ridge > 0 and ridge < float("inf")):
-        raise BadOption(f"ridge = {ridge}; give a positive finite number, relative to each layer's Gram matrix")
     return _Refit(problem, fused, alignments, targets, ridge, head, statistics).run(exact_first)
 
 
