@@ -60,3 +60,10 @@ def test_links_and_commands_are_there(name):
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         given = {word.split("=")[0].rstrip(",.;") for word in words if re.match(r"--?[a-z]", word)}
         assert given <= known | {"--help"}, (line, given - known)
+
+
+def test_every_method_is_in_the_table():
+    from featalign.fuse import METHODS
+
+    text = (ROOT / "README.md").read_text()
+    assert not [name for name in METHODS.names() if f"`{name}`" not in text]
