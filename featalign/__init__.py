@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 
 _PACKAGES = (
     *("data", "clients", "spaces", "toy", "dictionaries", "transport"),
-    *("align", "fuse", "measure", "plots", "report", "bench", "errors"),
+    *("align", "fuse", "federated", "measure", "plots", "report", "bench", "errors"),
 )
 
 __all__ = ["__version__", "compare", "diagnose", *_PACKAGES]
