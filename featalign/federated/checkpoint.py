@@ -80,12 +80,12 @@ def restore(folder: Path, server: Server) -> dict[str, State]:
     controls: dict[str, State] = {}
     held = storage.load_tensors(last / STATE) if (last / STATE).exists() else {}
     for key, tensor in held.items():
-        kind, _, name = key.partition("/")
-        if kind == "client":
+        holder, _, name = key.partition("/")
+        if holder == "client":
             client, _, name = name.partition("/")
             controls.setdefault(client, {})[name] = tensor
         else:
-            getattr(server, kind)[name] = tensor
+            getattr(server, holder)[name] = tensor
     return controls
 
 

@@ -17,6 +17,7 @@ from featalign.federated.messages import Failure, Order, Report, State
 from featalign.federated.result import FaultRow
 
 log = logging.getLogger(__name__)
+ROUNDING = 1e-5  # of the weights' norm: updates below it are never too large
 Typical = tuple[float, float]  # norm of an update, and norm per step of training
 FAULTS = {
     "died": "gave no report",
@@ -80,7 +81,7 @@ def clipped(
     size = update_norm(base, {}) or math.nan
     kept, faults, drift = [], [], []
     for report, norm, count in zip(reports, norms, steps):
-        allowed = limit * max(typical[0], typical[1] * count)
+        allowed = max(limit * max(typical[0], typical[1] * count), ROUNDING * update_norm(base, {}))
         share = 1.0
         if norm > allowed:
             detail = f"norm {norm:.3g}, allowed {allowed:.3g}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -81,7 +81,7 @@ class Federation:
         found = cls.gather(
             own, config, probe, (dataset.test_inputs, dataset.test_labels), task or dataset.task, names, recipe
         )
-        return cls(*(getattr(found, name) for name in list(cls.__dataclass_fields__)[:-1]), notes)
+        return replace(found, notes=notes)
 
     @classmethod
     def gather(
@@ -104,19 +104,19 @@ class Federation:
         if len(set(names)) != len(own):
             raise BadOption(f"{len(set(names))} names for {len(own)} clients; give each one of its own")
         held = tuple(Inputs.of(each, labelled=True) for each in own)
+        make: Callable[[int], nn.Module]
         if isinstance(model, ModelConfig):
-            make, initialises = _Initialised(model), True
+            make, usual = _Initialised(model), model.recipe(len(held[0]), epochs=1)
         else:
             check_finite(model, "server")
-            make, initialises = _Copied(model), False
+            make, usual = _Copied(model), TrainConfig(epochs=1)
         found = TASKS[task]() if isinstance(task, str) else task
         module, example = make(0), held[0].example()
         with evaluating(module):
             found = task_of(found, unwrap(example.run(module)), example)
-        recipe = recipe or (type(model).recipe(len(held[0]), epochs=1) if initialises else TrainConfig(epochs=1))
         scored = None if evaluate is None else Inputs.of(evaluate, labelled=True)
         public = None if probe is None else Inputs.of(probe)
-        return cls(names, held, make, recipe, found, public, scored, initialises)
+        return cls(names, held, make, recipe or usual, found, public, scored, isinstance(model, ModelConfig))
 
     def __len__(self) -> int:
         return len(self.names)

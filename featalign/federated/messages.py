@@ -68,8 +68,10 @@ class Report:
     def bytes(self) -> dict[str, int]:
         """By kind, of what goes up."""
         atoms = {
-            f"{space} {name}": tensor for space, found in self.dictionaries.items() for name, tensor in found.tensors.items()
-        }  # fmt: skip
+            f"{space} {name}": tensor
+            for space, found in self.dictionaries.items()
+            for name, tensor in found.tensors.items()
+        }
         found = sizes_of(
             {"weights": self.weights, "control": self.control, "moments": self.moments, "dictionaries": atoms}
         )

@@ -18,7 +18,8 @@ from featalign.federated.federation import Federation
 from featalign.federated.fusing import Fusing, fuse_reports
 from featalign.federated.local import Local
 from featalign.federated.messages import Failure, Order, Report, State
-from featalign.federated.result import ClientRow, FaultRow, FederatedResult, RoundRow, TrafficRow
+from featalign.federated.record import Closed, client_rows, round_row, traffic_rows
+from featalign.federated.result import FederatedResult, RoundRow
 from featalign.federated.select import SELECTIONS, Draw
 from featalign.federated.weigh import WEIGHINGS, Weights, importance_of
 from featalign.options import bind_options, check
@@ -106,7 +107,7 @@ class Server:
 
     def draw(self) -> Draw:
         """Who takes part in the next round; the same on every call."""
-        return self.presence.draw(np.random.default_rng([self.settings.seed, self.round + 1]))
+        return self.presence.draw(self._generator(self.round + 1))
 
     def orders(self) -> list[Order]:
         """What the clients of the next round are asked."""
@@ -143,7 +144,7 @@ class Server:
             self._move_control(reports)
         self.weigher.update(np.array([self.federation.names.index(order.client) for order in orders], dtype=np.int64))
         self.round += 1
-        return self._record(orders, heard, reports, [*faults, *beyond], weights, drift)
+        return self._record(Closed(self.round, orders, heard, reports, [*faults, *beyond], weights, drift))
 
     def finish(self) -> FederatedResult:
         """The result with the network of the last round."""
@@ -174,78 +175,22 @@ class Server:
             for name, change in report.control.items():
                 self.control[name] = self.control[name] + change / len(self.federation)
 
-    def _record(
-        self,
-        orders: Sequence[Order],
-        heard: Sequence[Report],
-        used: Sequence[Report],
-        faults: Sequence[FaultRow],
-        weights: Weights,
-        drift: Sequence[float],
-    ) -> RoundRow:
-        rows, number, names = self.result.rows, self.round, self.federation.names
-        traffic = self._traffic(orders, heard)
-        scores = self._own_scores()
-        up = {name: sum(r.bytes for r in traffic if r.client == name and r.direction == "up") for name in names}
-        down = {name: sum(r.bytes for r in traffic if r.client == name and r.direction == "down") for name in names}
-        by_name = {report.client: (report, place) for place, report in enumerate(used)}
-        status = {fault.client: fault.action for fault in faults}
-        asked = {names[k] for k in self._last_asked}
-        for name in names:
-            report, place = by_name.get(name, (None, 0))
-            state = ("clipped" if status.get(name) == "clipped" else "used") if report else status.get(name, "absent")
-            told = report.statistics if report else {}
-            rows["clients"].append(
-                ClientRow(
-                    number, name, state, float(weights.scale * weights.mixing[place]) if report else 0.0,
-                    scores.get(name, math.nan), told.get("loss", math.nan), drift[place] if report else math.nan,
-                    told.get("seconds", math.nan), up[name], down[name],
-                )
-            )  # fmt: skip
-        rows["traffic"] += traffic
-        rows["faults"] += faults
-        losses = [report.statistics.get("loss", math.nan) for report in used]
-        values = np.sort(list(scores.values()))
-        if not self.federation.task.metric.higher_is_better:
-            values = values[::-1]
-        row = RoundRow(
-            number,
-            self._value(),
-            float(values.mean()) if len(values) else math.nan,
-            float(values[: max(1, math.ceil(len(values) / 10))].mean()) if len(values) else math.nan,
-            float(np.dot(weights.mixing, losses)) if used else math.nan,
-            float(np.mean(drift)) if used else math.nan,
-            weights.scale,
-            len(asked),
-            len(used),
-            len(asked) - len(used),
-            sum(fault.action == "clipped" for fault in faults),
-            sum(up.values()),
-            sum(down.values()),
-            sum(report.statistics.get("seconds", 0.0) for report in used),
-            time.perf_counter() - self._began,
-        )
-        rows["rounds"].append(row)
-        return row
-
-    @property
-    def _last_asked(self) -> np.ndarray:
-        return self.presence.draw(np.random.default_rng([self.settings.seed, self.round])).asked
-
-    def _traffic(self, orders: Sequence[Order], heard: Sequence[Report]) -> list[TrafficRow]:
-        """What went down to everybody who was asked, and up from everybody who was heard."""
+    def _record(self, closed: Closed) -> RoundRow:
+        """Rows of the round, appended to the result."""
+        own, rows = self._own_scores(), self.result.rows
         names = self.federation.names
-        sent = orders[0].bytes() if orders else {}
-        rows = [
-            TrafficRow(self.round, names[k], "down", kind, size)
-            for k in self._last_asked
-            for kind, size in sent.items()
-        ]
-        return rows + [
-            TrafficRow(self.round, report.client, "up", kind, size)
-            for report in heard
-            for kind, size in report.bytes().items()
-        ]
+        asked = [names[k] for k in self.presence.draw(self._generator(self.round)).asked]
+        traffic = traffic_rows(closed, asked)
+        rows["traffic"] += traffic
+        rows["clients"] += client_rows(closed, names, own, traffic)
+        rows["faults"] += closed.faults
+        better = self.federation.task.metric.higher_is_better
+        seconds = time.perf_counter() - self._began
+        rows["rounds"].append(round_row(closed, asked, self._value(), own, better, traffic, seconds))
+        return rows["rounds"][-1]
+
+    def _generator(self, number: int) -> np.random.Generator:
+        return np.random.default_rng([self.settings.seed, number])
 
     def _value(self) -> float:
         """Headline metric on the evaluation inputs."""
