@@ -99,9 +99,9 @@ def run(
 
     Raises `CorruptFile` for unreadable weights and `ArchitectureMismatch` for weights that are no MLP of the data set.
     """
-    from featalign.config import RunConfig
     from featalign.data import load, partition
     from featalign.storage import refuse_existing
+    from featalign.studies.compare.config import RunConfig
 
     config = RunConfig.from_toml(Path(folder) / "config.toml") if folder else RunConfig(dataset=dataset, clients=1)
     name = Path(model).stem if model else Path(folder).name if folder else dataset
@@ -120,7 +120,7 @@ def run(
         if "dirichlet" in scheme or scheme == "quantity":
             options = {"alpha": config.alpha}
         parts = partition(content.train_labels, scheme, config.clients, 0, content.class_names, **options)
-        shape = MLPConfig.for_dataset(content, **({"hidden": config.hidden} if config.hidden else {}))
+        shape = MLPConfig.for_dataset(content, **config.model_options)
         recipe = shape.recipe(len(content.train_labels), **({"epochs": config.epochs} if config.epochs else {}))
         members = train_clients(content, parts, shape, recipe, 0, progress=progress)
         network = members[0].model

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featalign import options
-from featalign.config import RunConfig
 from featalign.errors import BadOption, CorruptFile
+from featalign.studies.compare.config import RunConfig
 
 if TYPE_CHECKING:
     from nowhere import Something
@@ -166,7 +166,7 @@ def test_a_run_configuration_names_what_is_wrong(line, message, tmp_path):
 
 @given(text)
 def test_a_run_configuration_reads_back(folder):
-    config = RunConfig(folder=folder, hidden=(3, 4), mixing=0.25)
+    config = RunConfig(folder=folder, model_options={"hidden": [3, 4]}, mixing=0.25)
     assert options.read(RunConfig, tomllib.loads(config.to_toml())) == config
 
 

@@ -9,6 +9,7 @@ from featalign.align.feature import FeatureMatch, match_features, project, re_ex
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.matchers import MATCHERS, Matcher, align, matcher
 from featalign.align.memory import Memory
+from featalign.align.packing import pack
 from featalign.align.pair import Clients, Pair
 from featalign.align.regime import Regime, regime
 
@@ -26,6 +27,7 @@ __all__ = [
     "align",
     "match_features",
     "matcher",
+    "pack",
     "project",
     "re_express",
     "regime",

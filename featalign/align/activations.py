@@ -79,13 +79,36 @@ def cross_moments(
 
 
 def pooled_moments(
-    source: nn.Module, target: nn.Module, probe: Inputs, sites: Sequence[Site], target_sites: Sequence[Site]
+    source: nn.Module,
+    target: nn.Module,
+    probe: Inputs,
+    sites: Sequence[Site],
+    target_sites: Sequence[Site],
+    normalised: bool = False,
 ) -> CrossMoments:
-    """Joint moments over several sites that show one space, all of them together."""
+    """Joint moments over several sites that show one space, all of them together; sites that show the same count once.
+
+    `normalised`: each row at unit length, as RMSNorm shows it, so that late depths do not drown early ones.
+    """
     moments = CrossMoments()
     inputs = probe.batched(256)
+    distinct: list[tuple[Site, Site]] | None = None
     for (_, mine), (_, theirs) in zip(stream(source, inputs, list(sites)), stream(target, inputs, list(target_sites))):
-        for a, b in zip(sites, target_sites):
-            if a in mine and b in theirs:
-                moments.update(mine[a], theirs[b])
+        if distinct is None:
+            distinct = _distinct([(a, b) for a, b in zip(sites, target_sites) if a in mine and b in theirs], mine)
+        for a, b in distinct:
+            rows = (mine[a], theirs[b])
+            moments.update(
+                *(torch.nn.functional.normalize(each.double(), dim=1) for each in rows) if normalised else rows
+            )
     return moments
+
+
+def _distinct(pairs: Sequence[tuple[Site, Site]], held: Held) -> list[tuple[Site, Site]]:
+    """Sites that show other activations than those before them."""
+    kept: list[tuple[Site, Site]] = []
+    for pair in pairs:
+        rows = held[pair[0]]
+        if not any(rows.shape == held[a].shape and torch.equal(rows, held[a]) for a, _ in kept):
+            kept.append(pair)
+    return kept

@@ -55,6 +55,12 @@ def ridge_map(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return vectors @ (projected / (values + choice)[:, None])
 
 
+def solve_ridge(gram: torch.Tensor, cross: torch.Tensor, share: float) -> torch.Tensor:
+    """`(G + p I)^-1 C` for `G [n, n]` and `C [n, m]`, with the penalty `p` a `share` of the mean diagonal of `G`."""
+    penalty = share * gram.diagonal().mean().clamp_min(1e-300)
+    return torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
+
+
 def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Pearson `[n, m]` of the columns of `a [samples, n]` and `b [samples, m]`; zero for constant ones."""
     a, b = a - a.mean(0), b - b.mean(0)

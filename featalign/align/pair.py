@@ -17,7 +17,7 @@ from featalign.align.weights import incoming_rows, match_weights
 from featalign.data.inputs import Inputs
 from featalign.dictionaries.basis import Basis
 from featalign.errors import BadOption
-from featalign.spaces.graph import Space, SpaceGraph
+from featalign.spaces.graph import Space, SpaceGraph, Symmetry
 from featalign.spaces.moments import CrossMoments
 
 
@@ -112,14 +112,18 @@ class Pair:
 
     @property
     def stream_moments(self) -> CrossMoments:
-        """Joint moments over every site where the whole space is seen: a residual stream is read at every depth."""
+        """Joint moments over every site where the whole space is seen: a residual stream is read at every depth.
+
+        A stream that only rotations leave unchanged is read as its norms show it, each row at unit length.
+        """
         sites = self.source.whole_sites
         if not sites:
             return self.clients.moments[self.name]
         clients = self.clients
 
         def make() -> CrossMoments:
-            return pooled_moments(*clients.modules, clients.probe, sites, self.target.whole_sites)
+            streamed = len(self.source.writers) > 1 and self.source.symmetry is Symmetry.ORTHOGONAL
+            return pooled_moments(*clients.modules, clients.probe, sites, self.target.whole_sites, streamed)
 
         return clients.memory.get("stream", (*clients.modules, clients.probe, self.name), make)
 

@@ -6,16 +6,10 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
-
-from featalign.errors import BadOption
-
-if TYPE_CHECKING:
-    from featalign.align.maps import Alignment
-    from featalign.spaces.graph import SpaceGraph
 
 METHODS = ("ot-acts", "ot-wts", "weight-matching")
 
@@ -51,10 +45,13 @@ def step0(
 
     The clients are trained for two epochs: the test is about maps, not about accuracy.
     """
+    from featalign.align import align
+    from featalign.align.heads import aligned_state
     from featalign.bench.vision import pictures
-    from featalign.clients import TrainConfig, evaluate, models, train_clients
+    from featalign.clients import Cohort, TrainConfig, evaluate, models, train_clients
     from featalign.data import partition
-    from featalign.spaces import check, moved, rebuilt, trace
+    from featalign.fuse import FusionProblem
+    from featalign.spaces import check, rebuilt
     from featalign.spaces.capture import outputs_of
     from featalign.spaces.check import output_change
 
@@ -73,34 +70,19 @@ def step0(
     parts = partition(dataset.train_labels, "iid", 2, seed, dataset.class_names)
     a, b = train_clients(dataset, parts, kind.for_dataset(dataset, **options), recipe, seed, progress)
     probe = dataset.train_inputs[:200]
-    graph = trace(a.model, probe[:2])
-    check(graph, a.model, probe[:2])
-    held_out = (dataset.test_inputs, dataset.test_labels)
-    own = evaluate(a.model, held_out)["accuracy"]
+    cohort = Cohort.of([a.model, b.model], probe, (dataset.test_inputs, dataset.test_labels))
+    source, graph = cohort.modules[0], cohort.graphs[0]
+    check(graph, source, probe[:2])
+    own = evaluate(source, cohort.evaluation)["accuracy"]
     rows = []
     for method in METHODS:
         began = time.perf_counter()
-        alignment = align(method, a.model, b.model, graph, probe)
+        alignment = align(FusionProblem(cohort).pair(0), method)
         seconds = time.perf_counter() - began
-        carried = rebuilt(a.model, moved(a.model, graph, alignment.maps))
-        error = output_change(outputs_of(a.model, probe), outputs_of(carried, probe))
-        after = evaluate(carried, held_out)["accuracy"]
-        rows.append(Step0Row(model, method, own, after, error, seconds))
+        carried = rebuilt(source, aligned_state(source, graph, alignment))
+        error = output_change(outputs_of(source, probe), outputs_of(carried, probe))
+        rows.append(Step0Row(model, method, own, evaluate(carried, cohort.evaluation)["accuracy"], error, seconds))
     return rows
-
-
-def align(method: str, source: nn.Module, target: nn.Module, graph: SpaceGraph, probe: torch.Tensor) -> Alignment:
-    """Maps of one client into another's basis by one of `METHODS`."""
-    from featalign.align.neuron import align_by_activations, align_by_weights
-    from featalign.align.weights import match_weights
-
-    if method == "ot-acts":
-        return align_by_activations(source, target, graph, probe)
-    if method == "ot-wts":
-        return align_by_weights(source, target, graph)
-    if method == "weight-matching":
-        return match_weights(source, target, graph, rotate=False)
-    raise BadOption(f"unknown method '{method}'; choices: {', '.join(METHODS)}")
 
 
 class ResidualMLP(nn.Module):
@@ -134,6 +116,10 @@ class PlantedRow:
 
 def planted(widths: Sequence[int] = (30, 50), trials: int = 100, samples: int = 500) -> list[PlantedRow]:
     """Permute every space of random residual MLPs at random and ask each method for the permutations back."""
+    from featalign.align import align
+    from featalign.clients import Cohort
+    from featalign.data import Regression
+    from featalign.fuse import FusionProblem
     from featalign.spaces import Symmetry, moved, trace
     from featalign.spaces.check import random_transform
 
@@ -149,8 +135,9 @@ def planted(widths: Sequence[int] = (30, 50), trials: int = 100, samples: int = 
             truth = {s.name: random_transform(s.size, Symmetry.PERMUTATION, generator) for s in graph.hidden}
             target = copy.deepcopy(source)
             target.load_state_dict(moved(source, graph, truth))
+            problem = FusionProblem(Cohort.of([source, target], probe, task=Regression()))
             for method in METHODS:
-                maps = align(method, source, target, graph, probe).maps
+                maps = align(problem.pair(0), method).maps
                 right = [(maps[n].out.argmax(0) == truth[n].out.argmax(0)).double().mean() for n in truth]
                 whole[method] += int(min(right) == 1)
                 units[method] += float(sum(right)) / len(right)
@@ -173,7 +160,9 @@ def costs(model: str = "resnet18", images: int = 200, captured: int = 10_000) ->
     """Trace an untrained pair of full width, align it on `images`, and stream `captured` images through capture."""
     import resource
 
-    from featalign.clients.models import build, models
+    from featalign.align import align
+    from featalign.clients import Cohort, build, models
+    from featalign.fuse import FusionProblem
     from featalign.spaces import stream, trace
     from featalign.spaces.moments import Moments
 
@@ -186,7 +175,7 @@ def costs(model: str = "resnet18", images: int = 200, captured: int = 10_000) ->
     example = torch.randn(images, 3, 32, 32, generator=generator)
     trace(nn.Linear(2, 2), torch.zeros(2, 2))  # torch's own first-use set-up
     began = time.perf_counter()
-    graph = trace(a, example[:2])
+    trace(a, example[:2])
     traced = time.perf_counter()
     small: Any = kind(width=0.125)
     client = build(small, 0).eval()
@@ -200,5 +189,5 @@ def costs(model: str = "resnet18", images: int = 200, captured: int = 10_000) ->
     streamed, capture_peak = time.perf_counter() - start, peak()
     del pictures
     start = time.perf_counter()
-    align("ot-acts", a, b, graph, example)
+    align(FusionProblem(Cohort.of([a, b], example, task="classification")).pair(0), "ot-acts")
     return Costs(traced - began, time.perf_counter() - start, peak(), streamed, capture_peak)

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from featalign.data.datasets import Dataset
 
 WIDTHS = {"vgg11": 0.25, "resnet20": 0.5}
-METHODS = ("vanilla", "ot-acts", "ot-wts", "weight-matching")
-POOLED = (*METHODS, "zip")  # unit pools want a chain of layers, without skips and normalisations
+WITHOUT_DICTIONARIES = ("vanilla", "ot-acts", "ot-wts", "weight-matching", "zip")
 
 
 def pictures(name: str = "cifar10", resolution: int = 16) -> Dataset:
@@ -122,8 +121,7 @@ def vision(
     dataset = pictures(resolution=resolution)
     for model in architectures:
         for seed in range(seeds):
-            chosen = methods or (POOLED if model.startswith("vgg") else METHODS)
-            rows += _pair(model, dataset, chosen, seed, probe, augmented, curve, progress)
+            rows += _pair(model, dataset, methods, seed, probe, augmented, curve, progress)
     config = {
         "resolution": resolution,
         "probe": probe,
@@ -137,7 +135,7 @@ def vision(
 def _pair(
     model: str,
     dataset: Dataset,
-    methods: Sequence[str],
+    methods: Sequence[str] | None,
     seed: int,
     probe: int,
     augmented: int,
@@ -146,27 +144,30 @@ def _pair(
 ) -> list[VisionRow]:
     """Rows of one pair."""
     from featalign import data
-    from featalign.clients import Ensemble, evaluate
-    from featalign.fuse import FusionProblem, fuse
-    from featalign.spaces import trace
+    from featalign.clients import Cohort, Ensemble, evaluate
+    from featalign.fuse import METHODS as REGISTERED
+    from featalign.fuse import FusionProblem, available, solve
 
-    clients = tuple(client.model for client in parents(model, dataset, seed=seed, progress=progress))
+    clients = [client.model for client in parents(model, dataset, seed=seed, progress=progress)]
     inputs = data.probe(dataset, probe, seed)
-    refit_inputs = data.augment(inputs, augmented, seed) if augmented else inputs
-    graphs = tuple(trace(client, inputs[:2]) for client in clients)
-    problem = FusionProblem(clients, graphs, inputs, refit_inputs, (0.5, 0.5), 1, seed=seed)
+    refit_inputs = data.augment(inputs, augmented, seed) if augmented else None
+    test = (dataset.test_inputs, dataset.test_labels)
+    cohort = Cohort.of(clients, inputs, test, dataset.task, refit_inputs=refit_inputs, seed=seed)
+    problem = FusionProblem(cohort)
 
     def row(name: str, module: Any, share: float = 0.5, seconds: float = 0.0) -> VisionRow:
-        score = evaluate(module, (dataset.test_inputs, dataset.test_labels))["accuracy"]
+        score = evaluate(module, cohort.evaluation, cohort.task)["accuracy"]
         return VisionRow(model, seed, name, share, score, seconds)
 
-    rows = [row(f"parent-{letter}", client) for letter, client in zip("AB", clients)]
-    rows.append(row("ensemble", Ensemble(clients, problem.mixing)))
-    for method in methods:
+    rows = [row(f"parent-{name}", client) for name, client in zip(cohort.names, cohort.modules)]
+    rows.append(row("ensemble", Ensemble(cohort.modules, problem.mixing, cohort.task)))
+    possible = [name for name, reason in available(problem).items() if reason is None and name in WITHOUT_DICTIONARIES]
+    for method in methods or possible:
         for repaired, refitted in VARIANTS:
-            result = fuse(problem, method, refitted, with_repair=repaired)
-            rows.append(row(result.name, result.module, seconds=result.seconds))
+            if refitted in REGISTERED[method].stages:
+                result = solve(problem, method, refit=refitted, repair=repaired)
+                rows.append(row(result.name, result.module, seconds=result.seconds))
         for share in curve:
-            result = fuse(problem.mixed((share, 1 - share)), method, with_repair=True)
+            result = solve(problem.mixed((share, 1 - share)), method, repair=True)
             rows.append(row(result.name, result.module, share))
     return rows

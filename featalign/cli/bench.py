@@ -117,7 +117,7 @@ def bench_vision(
     if figure is not None:
         from featalign.plots.networks import fusion_table
 
-        fusion_table(result).write_html(figure)
+        fusion_table(result.to_frame()).write_html(figure)
     print_rows(result.to_dict()["rows"] if as_json else result.to_frame().reset_index().to_dict("records"), as_json)
 
 
@@ -136,9 +136,10 @@ def bench_barrier(
     if figure is not None:
         from featalign.plots.networks import barrier_curves
 
-        barrier_curves(result).write_html(figure)
+        title = f"Loss between two character transformers ({result.pair})"
+        barrier_curves(result.curves, result.parents, title).write_html(figure)
     if as_json:
         print_rows([result.to_dict()], as_json)
         return
-    print_rows([{k: v for k, v in c.to_dict().items() if k not in ("shares", "losses")} for c in result.curves], False)
-    typer.echo(f"parents {result.parents[0]:.3f} {result.parents[1]:.3f} nats; stream {result.diagnosis}")
+    print_rows(result.to_frame().to_dict("records"), False)
+    typer.echo(f"parents {result.parents[0]:.3f} and {result.parents[1]:.3f} nats, ensemble {result.ensemble:.3f}")

@@ -43,6 +43,7 @@ app.add_typer(data, name="data")
 def compare(
     dataset: str = typer.Option(None, help="Data set: `featalign data list`.  [default: digits]"),
     folder: str = typer.Option(None, "--from", metavar="FOLDER", help="Your own copy of the data set."),
+    task: str = typer.Option(None, help="What the clients are for.  [default: the data set's]"),
     split: str = typer.Option(
         None, help="special-label, iid, dirichlet, client-dirichlet, shards, quantity.  [default: special-label]"
     ),
@@ -50,32 +51,42 @@ def compare(
     alpha: float = typer.Option(None, help="Concentration of Dirichlet splits.  [default: 0.5]"),
     clients: int = typer.Option(None, help="Number of clients.  [default: 2]"),
     seeds: int = typer.Option(None, metavar="COUNT", help="Repetitions.  [default: 3]"),
+    model: str = typer.Option(None, help="Family: mlp, vgg11, resnet18, resnet20, vit, conv1d, ...  [default: mlp]"),
+    model_option: list[str] = typer.Option(None, metavar="NAME=VALUE", help="Of the family: hidden=128,64."),
+    epochs: int = typer.Option(None, help="Of client training.  [default: the family's recipe]"),
     probe: int = typer.Option(None, help="Unlabelled training inputs shared by all clients.  [default: 400]"),
     augment: str = typer.Option(None, help="Extension of the probe: shift-mix, gaussian, none.  [default: shift-mix]"),
     mixing: float = typer.Option(None, help="Weight of the first client.  [default: equal weights]"),
-    methods: str = typer.Option(None, help="Names separated by commas.  [default: all]"),
+    methods: str = typer.Option(None, help="Names separated by commas.  [default: those that the clients allow]"),
+    option: list[str] = typer.Option(None, metavar="METHOD.NAME=VALUE", help="Of a method: ot-acts.cost=correlation."),
     class_counts: bool = typer.Option(None, "--class-counts", help="Let the server weigh clients by label counts."),
     curve: int = typer.Option(None, help="Points of the mixing-weight curve, 0 for none.  [default: 11]"),
+    device: str = typer.Option(None, help="Where networks run: cpu, cuda.  [default: cpu]"),
     config: Path = typer.Option(None, metavar="TOML", help="Start from the config.toml of a run."),
     out: Path = typer.Option(None, metavar="DIR", help="Write everything below DIR.  [default: reports/ and saes/]"),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run folder."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Train clients, align them neuron by neuron and feature by feature, fuse, and write a report page."""
-    from featalign.config import RunConfig
-    from featalign.console import comparison_table
+    from featalign.studies.compare.config import RunConfig, method_options, model_texts
 
-    options = {
-        "dataset": dataset, "folder": folder, "split": split, "special": special, "alpha": alpha, "clients": clients,
-        "seeds": seeds, "probe": probe, "augment": augment, "mixing": mixing, "class_counts": class_counts,
-        "curve": curve, "methods": tuple(methods.replace(" ", "").split(",")) if methods else None,
+    given = {
+        "dataset": dataset, "folder": folder, "task": task, "split": split, "special": special, "alpha": alpha,
+        "clients": clients, "seeds": seeds, "model": model, "epochs": epochs, "probe": probe, "augment": augment,
+        "mixing": mixing, "class_counts": class_counts, "curve": curve, "device": device,
+        "methods": tuple(methods.replace(" ", "").split(",")) if methods else None,
     }  # fmt: skip
-    given = {name: value for name, value in options.items() if value is not None}
-    chosen = RunConfig.from_toml(config).changed(**given) if config else RunConfig(**given)  # type: ignore[arg-type]
-    from featalign.compare import run
+    start = RunConfig.from_toml(config) if config else RunConfig()
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if option:
+        values["options"] = {**start.options, **method_options(option)}
+    if model_option:
+        values["model_options"] = {**start.model_options, **model_texts(model or start.model, model_option)}
+    chosen = start.changed(**values)
+    from featalign.studies.compare.console import print_result
+    from featalign.studies.compare.run import run
 
-    result = run(chosen, out, overwrite, progress=not quiet)
-    comparison_table(result)
+    print_result(run(chosen, out, overwrite, progress=not quiet))
 
 
 @app.command("avot")

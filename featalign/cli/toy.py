@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -24,31 +26,46 @@ def toy_compare(
     split: str = typer.Option("seeds", help="Words: clients differ by 'seeds' only, or see their own 'books'."),
     width: int = typer.Option(None, help="Units of the fused model."),
     seeds: int = typer.Option(5),
-    method: list[str] = typer.Option(None, "--method", help="Repeat to choose methods."),
+    steps: int = typer.Option(3000, help="Training steps of every client."),
+    method: list[str] = typer.Option(None, "--method", help="Registered name; repeat to choose several."),
     texts: Path = typer.Option(None, metavar="FOLDER", help="Plain-text files to take words from."),
-    figure: Path = typer.Option(None, metavar="HTML", help="Write the figures here."),
+    out: Path = typer.Option(None, metavar="DIR", help="Write the run folder, with its page, here."),
+    overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run folder."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Fuse toy clients with known features in every basis, against joint training and the truth."""
-    import json
+    from featalign.storage import claim
+    from featalign.studies.toy import ToySettings, compare
 
-    from featalign.storage import plain
-    from featalign.toy_fusion.compare import ToySettings, compare
-
-    settings = ToySettings(
-        data=source, n=n, m=m, density=density, clients=clients, shared=shared, independent=not shared_init,
-        hidden=hidden, split=split, width=width, seeds=seeds, methods=tuple(method) if method else None,
-    )  # fmt: skip
-    result = compare(settings, texts=texts, progress=not as_json)
-    if figure is not None:
-        from featalign.plots.toy import page
-
-        page(result, figure)
+    options: dict[str, Any] = {
+        "data": source, "n": n, "m": m, "density": density, "clients": clients, "shared": shared, "hidden": hidden,
+        "independent": not shared_init, "split": split, "width": width, "seeds": seeds, "steps": steps,
+        "methods": tuple(method or ()),
+    }  # fmt: skip
+    settings = ToySettings(**options)
+    with claim(out, overwrite) if out is not None else nullcontext():
+        result = compare(settings, texts=texts, progress=not as_json)
+        if out is not None:
+            result.save(out, overwrite)
     if as_json:
-        typer.echo(json.dumps(plain(result.to_dict()), indent=2))
+        typer.echo(result.to_json())
         return
-    print_table([{key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in result.rows()])
+    frame = result.to_frame().reset_index().astype(object)
+    print_table(
+        [
+            {str(key): "" if value != value else _shown(value) for key, value in row.items()}
+            for row in frame.to_dict(orient="records")
+        ]
+    )
+    for row in result.frames["methods"].query("not available").itertuples():
+        typer.echo(f"{row.method} left out: {row.reason}")
     typer.echo(result.summary())
+    if out is not None:
+        typer.echo(f"page: {out}/report.html")
+
+
+def _shown(value: object) -> object:
+    return f"{value:.4f}" if isinstance(value, float) else value
 
 
 @toy.command("sweep")
@@ -61,7 +78,7 @@ def toy_sweep(
     import json
 
     from featalign.storage import plain
-    from featalign.toy_fusion.sweep import sweep
+    from featalign.studies.toy import sweep
 
     found = sweep(quick=quick, progress=not as_json)
     if figure is not None:
@@ -71,9 +88,9 @@ def toy_sweep(
     if as_json:
         typer.echo(json.dumps(plain(found.to_dict()), indent=2))
         return
-    keys = ("n", "m", "density", "neuron-ot", "procrustes", "feature-ot", "outcome", "regime", "agrees")
+    keys = ("n", "m", "density", "ot-acts", "procrustes", "feature-reencode", "outcome", "regime", "agrees")
     rows = found.to_frame()[list(keys)].to_dict(orient="records")
-    print_table([{str(k): f"{v:.4f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
+    print_table([{str(key): _shown(value) for key, value in row.items()} for row in rows])
     typer.echo(f"the regime's recommendation is best or within 5 % of it in {found.agreement:.0%} of settings")
 
 
@@ -88,11 +105,9 @@ def toy_curve(
     import json
 
     from featalign.storage import plain
-    from featalign.toy_fusion.curves import CURVES
+    from featalign.studies.toy import CURVES
 
     found = CURVES[kind]()
     if figure is not None:
-        from featalign.plots import toy as plots
-
-        getattr(plots, f"{kind}_curve")(found).write_html(figure, include_plotlyjs=True)
+        found.figure.write_html(figure, include_plotlyjs=True)
     typer.echo(json.dumps(plain(found.to_dict()), indent=2))

@@ -12,7 +12,7 @@ A task of one's own is one file with a subclass; `loss` is all that it must have
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -90,7 +90,8 @@ class Task:
 
     def named(self, class_names: Sequence[str]) -> Task:
         """The task with names of its classes, labels or outputs, where it takes any and has none."""
-        if class_names and is_dataclass(self) and hasattr(self, "class_names") and not self.class_names:
+        takes = is_dataclass(self) and any(item.name == "class_names" for item in fields(self))
+        if class_names and takes and not self.class_names:
             return replace(self, class_names=tuple(class_names))  # type: ignore[type-var]
         return self
 

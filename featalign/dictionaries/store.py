@@ -10,15 +10,16 @@ import torch
 from torch import nn
 
 from featalign import storage
+from featalign.data.inputs import Inputs
 from featalign.dictionaries.architectures import ARCHITECTURES
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.loading import load
 from featalign.dictionaries.preflight import DictionaryWarning
 from featalign.dictionaries.training import train
 from featalign.spaces.capture import collect
-from featalign.spaces.graph import SpaceGraph
+from featalign.spaces.graph import Site, SpaceGraph
 
-VERSION = 2  # raise it when a change to training changes trained dictionaries
+VERSION = 3  # raise it when a change to training changes trained dictionaries
 SAMPLES = 20_000  # activations per dictionary; more do not help at these widths
 FEW, FEW_STEPS = 5_000, 500  # below FEW samples this many steps pass over the data a hundred times and more
 
@@ -26,7 +27,7 @@ FEW, FEW_STEPS = 5_000, 500  # below FEW samples this many steps pass over the d
 def cached_dictionaries(
     clients: Sequence[nn.Module],
     graphs: Sequence[SpaceGraph],
-    data: Sequence[torch.Tensor],
+    data: Sequence[Any],
     names: Sequence[str],
     architecture: str,
     seed: int = 0,
@@ -37,7 +38,7 @@ def cached_dictionaries(
     """One dictionary per client and hidden space: `{space: (client 0's, client 1's, ...)}`.
 
     Args:
-        data: inputs `[samples, ...]` that each client saw; at most `SAMPLES` of them are used.
+        data: inputs that each client saw (see `data.Inputs`); at most `SAMPLES` rows of activations are used.
         names: of the clients, for messages and metadata.
         architecture: registered name; those that transcode map pre- to post-activations, others read the latter.
         keys: fingerprints of the clients; without them nothing is cached.
@@ -49,7 +50,11 @@ def cached_dictionaries(
         spaces = [space for space in graph.hidden if space.pre is not None]
         identity: dict[str, Any] = {"architecture": architecture, "seed": seed, "expansion": expansion, "k": k}
         identity |= {"client": keys[index] if keys else "", "version": VERSION, "samples": SAMPLES}
-        steps = FEW_STEPS if len(inputs) < FEW else None
+        inputs = Inputs.of(inputs)
+        sites = [site for space in spaces for site in (space.pre, space.post or space.pre) if site is not None]
+        sites = list(dict.fromkeys(sites))
+        per_input = _rows_per_input(client, inputs, sites)
+        steps = FEW_STEPS if len(inputs) * per_input < FEW else None
         if steps:
             identity["steps"] = steps
         folder = storage.cache_folder() / "dictionaries" / storage.fingerprint(identity)
@@ -57,9 +62,8 @@ def cached_dictionaries(
             for space in spaces:
                 found.setdefault(space.name, []).append(load(folder / storage.safe_name(space.name)))
             continue
-        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[:SAMPLES]
-        sites = [site for space in spaces for site in (space.pre, space.post or space.pre) if site is not None]
-        held = collect(client, inputs[order], list(dict.fromkeys(sites)))
+        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[: -(-SAMPLES // per_input)]
+        held = {site: _some(rows, seed) for site, rows in collect(client, inputs.subset(order), sites).items()}
         trained = {}
         for space in spaces:
             assert space.pre is not None
@@ -82,3 +86,16 @@ def cached_dictionaries(
                 for space_name, dictionary in trained.items():
                     dictionary.save(temporary / storage.safe_name(space_name))
     return {name: tuple(members) for name, members in found.items()}
+
+
+def _rows_per_input(client: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> int:
+    """Fewest rows of activations that one input gives at any site; 1 where there is no site."""
+    held = collect(client, [inputs.example(1)], sites) if sites else {}
+    return max(1, min((len(rows) for rows in held.values()), default=1))
+
+
+def _some(rows: torch.Tensor, seed: int) -> torch.Tensor:
+    """At most `SAMPLES` rows; the same ones at sites of equal length."""
+    if len(rows) <= SAMPLES:
+        return rows
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:SAMPLES].sort().values]

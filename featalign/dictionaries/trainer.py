@@ -265,7 +265,7 @@ class Trainer:
         warm = min(1.0, (self.step + 1) / max(1, min(50, self.plan.steps // 20)))
         left = (self.plan.steps - self.step) / max(1.0, DECAY * self.plan.steps)
         self.adam.param_groups[0]["lr"] = self.plan.lr * warm * min(1.0, left)
-        if self.arch.steered:
+        if self.arch.steered and self.arch.clips:
             self._clip()
         decoder, grad = self.params["decoder"], self.grads["decoder"]
         grad -= decoder * (grad * decoder).sum(2, keepdim=True)  # rows stay on the sphere

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -42,9 +43,10 @@ def solve(
     bound = entry.bind(options, method)
     began = time.perf_counter()
     proposal = propose(problem, method, bound)
-    module = apply_rule(problem, proposal.alignments)
-    with_refit = entry.refit == "required" or (refit and entry.refit != "none")
-    with_repair = is_deep(problem) if repair is None else repair
+    ready = proposal.module is not None
+    module = apply_rule(problem, proposal.alignments) if proposal.module is None else copy.deepcopy(proposal.module)
+    with_refit = not ready and (entry.refit == "required" or (refit and entry.refit != "none"))
+    with_repair = not ready and (is_deep(problem) if repair is None else repair)
     fits: list[LayerFit] = []
     repairs: list[LayerRepair] = []
     if with_repair and problem.averaged:

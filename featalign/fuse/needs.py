@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from featalign.fuse.code import code_layers
 from featalign.fuse.problem import FusionProblem
 from featalign.registry import Registry
 from featalign.spaces import affine
-from featalign.spaces.graph import Space, Symmetry
+from featalign.spaces.graph import Symmetry
 
 Need = Callable[[FusionProblem], str | None]
 NEEDS: Registry[Need] = Registry("need")
@@ -89,14 +90,6 @@ def chain(problem: FusionProblem) -> str | None:
 
 @NEEDS.register("one-linear-code")
 def one_linear_code(problem: FusionProblem) -> str | None:
-    """One hidden space, written by one linear layer from the inputs and read by one that writes the outputs."""
-    hidden = problem.graph.hidden
-    if len(hidden) != 1:
-        return f"it encodes one hidden layer anew, here are {len(hidden)}"
-    space: Space = hidden[0]
-    if problem.cohort.probe.tensor is None or problem.cohort.probe.tensor.dim() != 2:
-        return "it regresses the layer from inputs [samples, features]"
-    weights = [axis for axis in space.writers if not axis.parameter.endswith("bias")]
-    if len(weights) != 1 or space.scales or space.symmetry is Symmetry.PINNED:
-        return f"space '{space.name}' is written by more than one linear layer"
-    return None
+    """One hidden space, written by one linear layer from the inputs and read by linear layers or by its own weight."""
+    found = code_layers(problem)
+    return found if isinstance(found, str) else None

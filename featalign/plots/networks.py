@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import plotly.graph_objects as go
@@ -11,16 +12,13 @@ from featalign.plots.style import ACCENT, CATEGORIES, FEATURE, NEURON, NULL, REF
 if TYPE_CHECKING:
     import pandas as pd
 
-    from featalign.bench.barrier import BarrierResult
-    from featalign.bench.vision import VisionResult
-
-WAY_COLOURS = {
+METHOD_COLOURS = {
     "vanilla": NULL,
-    "permutation": NEURON,
-    "soft": ACCENT,
-    "orthogonal-activations": "#30638e",
-    "orthogonal-weights": "#8d6a9f",
-    "feature-orthogonal": FEATURE,
+    "ot-acts": NEURON,
+    "sinkhorn": ACCENT,
+    "procrustes": "#30638e",
+    "procrustes-wts": "#8d6a9f",
+    "feature-project": FEATURE,
 }
 SYMMETRY_COLOURS = {
     "pinned": NULL,
@@ -31,24 +29,32 @@ SYMMETRY_COLOURS = {
 }
 
 
-def barrier_curves(result: BarrierResult) -> go.Figure:
-    """Loss along the line between two networks, one curve per way of aligning, the two ends as the reference."""
+def barrier_curves(curves: pd.DataFrame, parents: Sequence[float], title: str) -> go.Figure:
+    """Loss along the line between two networks, one curve per method, the two ends as the reference.
+
+    `curves`: method, mixing (weight of the aligned network), loss. `parents`: losses of the aligned and of the other.
+    """
     figure = go.Figure()
-    for curve in result.curves:
-        colour = WAY_COLOURS.get(curve.way, CATEGORIES[0])
-        label = f"{curve.way} (barrier {curve.barrier:.2f})"
-        figure.add_scatter(x=curve.shares, y=curve.losses, name=label, mode="lines+markers", line={"color": colour})
-    ends = [result.parents[1], result.parents[0]]
+    for k, (method, curve) in enumerate(curves.groupby("method", sort=False)):
+        colour = METHOD_COLOURS.get(str(method), CATEGORIES[k % len(CATEGORIES)])
+        excess = curve["loss"] - (1 - curve["mixing"]) * parents[1] - curve["mixing"] * parents[0]
+        name = f"{method} (barrier {excess.max():.2f})"
+        figure.add_scatter(x=curve["mixing"], y=curve["loss"], name=name, mode="lines+markers", line={"color": colour})
     figure.add_scatter(
-        x=[0, 1], y=ends, name="line between the parents", mode="lines", line={"color": REFERENCE, "dash": "dot"}
+        x=[0, 1],
+        y=[parents[1], parents[0]],
+        name="line between the parents",
+        mode="lines",
+        line={"color": REFERENCE, "dash": "dot"},
     )
-    title = f"Loss between two character transformers ({result.pair})"
     return styled(figure, title, "weight of the aligned network", "nats per character, held out", 460)
 
 
-def fusion_table(result: VisionResult) -> go.Figure:
-    """Accuracy at equal weights of every way of fusing, grouped by architecture; parents and ensemble as lines."""
-    frame = result.to_frame()
+def fusion_table(frame: pd.DataFrame) -> go.Figure:
+    """Accuracy at equal weights of every way of fusing, grouped by architecture; parents and ensemble as lines.
+
+    `frame`: indexed by model and name of the row, with `accuracy`.
+    """
     figure = go.Figure()
     variants = [("", "raw", NULL), ("+repair", "repair", NEURON), ("+refit", "refit", ACCENT)]
     variants.append(("+repair+refit", "repair and refit", FEATURE))

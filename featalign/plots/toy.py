@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from featalign.plots.style import ACCENT, CATEGORIES, DIVERGING, FEATURE, NEURON, NULL, REFERENCE, heatmap, styled
+from featalign.plots.style import (
+    ACCENT,
+    CATEGORIES,
+    DIVERGING,
+    FEATURE,
+    NEURON,
+    NULL,
+    REFERENCE,
+    heatmap,
+    label,
+    styled,
+)
 
 OUTCOMES = {"wins": FEATURE, "ties": NULL, "loses": NEURON}
 PHASE_COLOURS = [[0, "#f1f3f5"], [0.5, ACCENT], [1, FEATURE]]
-CURVE_COLOURS = {
-    "average": NULL,
-    "neuron-ot": NEURON,
+BASES = {"none": NULL, "neuron": NEURON, "feature": FEATURE, "pool": ACCENT}
+LINES = {
+    "vanilla": NULL,
+    "ot-acts": NEURON,
     "procrustes": ACCENT,
-    "procrustes-weights": CATEGORIES[3],
-    "feature-ot": FEATURE,
-    "single": REFERENCE,
+    "procrustes-wts": CATEGORIES[3],
+    "feature-reencode": FEATURE,
+    "one client": REFERENCE,
 }
-FEATURE_METHODS = {"feature-ot", "union", "universal-dictionary", "feature-orthogonal", "feature-fold"}
 
 
 def polygon(geometry: Any, model: int = 0) -> go.Figure:
@@ -62,78 +73,76 @@ def phase_map(diagram: Any) -> go.Figure:
     return styled(figure, "What becomes of the extra feature", "relative importance", "density")
 
 
-def methods(result: Any) -> go.Figure:
-    """Raw and calibrated loss of every method, with joint training and one client as lines."""
-    frame = result.to_frame().sort_values("calibrated", ascending=False)
-    colours = [
-        NULL if name == "random-dictionary" else FEATURE if name in FEATURE_METHODS else NEURON
-        for name in frame["method"]
-    ]
+def methods(frame: pd.DataFrame, lines: Mapping[str, float], zero: float) -> go.Figure:
+    """Raw and calibrated loss of every method (columns method, basis, raw, calibrated), with reference losses as lines.
+
+    `zero` is the loss of returning nothing, beyond which bars are cut.
+    """
+    frame = frame.sort_values("calibrated", ascending=False)
     figure = go.Figure()
+    names, colours = [label(name) for name in frame["method"]], [BASES.get(basis, NULL) for basis in frame["basis"]]
+    figure.add_bar(y=names, x=frame["raw"], orientation="h", name="raw", marker={"color": "#dfe3e8"}, width=0.8)
     figure.add_bar(
-        y=frame["method"], x=frame["raw"], orientation="h", name="raw", marker={"color": "#dfe3e8"}, width=0.8
+        y=names, x=frame["calibrated"], orientation="h", name="calibrated", marker={"color": colours}, width=0.5
     )
-    figure.add_bar(
-        y=frame["method"], x=frame["calibrated"], orientation="h", name="calibrated", marker={"color": colours},
-        width=0.5,
-    )  # fmt: skip
-    for value, label, dash in (
-        (np.mean(result.joint), "joint", "solid"),
-        (np.mean(result.single), "one client", "dot"),
-    ):
-        side = "top right" if dash == "solid" else "bottom right"
+    for place, (name, value) in enumerate(lines.items()):
         figure.add_vline(
-            x=float(value), line={"color": REFERENCE, "dash": dash}, annotation_text=label, annotation_position=side
-        )
+            x=float(value), line={"color": REFERENCE, "dash": "dot" if place else "solid"}, annotation_text=name,
+            annotation_position="bottom right" if place else "top right",
+        )  # fmt: skip
     figure.update_layout(barmode="overlay")
-    figure.update_xaxes(range=[0, min(1.1 * float(frame["raw"].max()), 1.5 * result.zero)])  # worse than nothing: cut
+    figure.update_xaxes(range=[0, min(1.1 * float(frame["raw"].max()), 1.5 * zero)])
     return styled(figure, "Loss of the fused model", "held-out squared error", height=140 + 28 * len(frame))
 
 
-def survival(result: Any) -> go.Figure:
-    """Share of every feature that each method's fused model returns."""
-    names = list(result.survival)
-    figure = go.Figure(heatmap(np.array([result.survival[name] for name in names]), 0, 1))
+def survival(shares: pd.DataFrame) -> go.Figure:
+    """Share of every feature `[methods, features]` that each method's fused model returns."""
+    names = [label(name) for name in shares.index]
+    figure = go.Figure(heatmap(shares.to_numpy(), 0, 1))
     figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, autorange="reversed")
     figure = styled(figure, "Which features survive", "feature", height=140 + 24 * len(names))
     return figure.update_layout(margin={"l": 160})
 
 
-def explained_curve(curve: Any) -> go.Figure:
-    """What a linear map between two models' codes explains, with m/n beside it."""
-    ratio = curve.prediction
+def explained_curve(frame: pd.DataFrame, n: int) -> go.Figure:
+    """What a linear map between two models' codes explains, with m/n beside it (columns prediction, start, value)."""
+    ratio = sorted(frame["prediction"].unique())
     figure = go.Figure()
     figure.add_scatter(x=ratio, y=ratio, name="prediction m/n", line={"color": REFERENCE, "dash": "dash"})
-    for values, name, colour in (
-        (curve.independent, "independent initialisations", NEURON),
-        (curve.shared, "shared initialisation", FEATURE),
-    ):
-        means, spread = [float(np.mean(v)) for v in values], [float(np.std(v)) for v in values]
+    for start, colour in (("independent", NEURON), ("shared", FEATURE)):
+        found = frame[frame["start"] == start].groupby("prediction")["value"]
         figure.add_scatter(
-            x=ratio, y=means, error_y={"array": spread}, name=name, mode="lines+markers", line={"color": colour}
-        )
-    return styled(figure, "What the best linear map explains", "m / n", "explained variance, held out")
+            x=ratio, y=found.mean(), error_y={"array": found.std(ddof=1)}, name=f"{start} initialisations",
+            mode="lines+markers", line={"color": colour},
+        )  # fmt: skip
+    return styled(figure, "What the best linear map explains", f"m / n, n = {n}", "explained variance, held out")
 
 
-def capacity_curve(curve: Any) -> go.Figure:
-    """Loss of the union decode over its width, with joint training at the same width."""
-    figure = go.Figure()
-    figure.add_scatter(x=curve.widths, y=curve.union, name="union of features", line={"color": FEATURE})
-    figure.add_scatter(x=curve.widths, y=curve.joint, name="joint training", line={"color": REFERENCE, "dash": "dash"})
-    figure.add_hline(y=curve.clients, line={"color": NULL, "dash": "dot"}, annotation_text="one client")
+def capacity_curve(frame: pd.DataFrame, clients: float) -> go.Figure:
+    """Loss of the union of features over its width, with joint training (columns width, union, joint)."""
+    figure, width = go.Figure(), frame["width"]
+    figure.add_scatter(x=width, y=frame["union"], name="union of features", line={"color": FEATURE})
+    figure.add_scatter(x=width, y=frame["joint"], name="joint training", line={"color": REFERENCE, "dash": "dash"})
+    figure.add_hline(y=clients, line={"color": NULL, "dash": "dot"}, annotation_text="one client")
     return styled(figure, "What a wider fused model keeps", "fused units", "held-out squared error")
 
 
-def words_curve(curve: Any) -> go.Figure:
-    """Word autoencoders over width: loss relative to one client, the regime's verdict under each width."""
+def words_curve(frame: pd.DataFrame) -> go.Figure:
+    """Word autoencoders over width: loss as a multiple of one client's, the regime's verdict under each width."""
     figure = go.Figure()
-    single = np.array(curve.losses["single"])
-    for name, values in curve.losses.items():
-        colour = CURVE_COLOURS.get(name)
-        figure.add_scatter(x=curve.widths, y=np.array(values) / single, name=name, line={"color": colour})
-    ticks = [f"{m}<br>{verdict['name']}" for m, verdict in zip(curve.widths, curve.regimes)]
-    figure.update_xaxes(type="log", tickvals=list(curve.widths), ticktext=ticks, tickangle=0, tickfont={"size": 11})
+    for name, rows in frame.groupby("method", sort=False):
+        figure.add_scatter(x=rows["m"], y=rows["times client"], name=label(name), line={"color": LINES.get(str(name))})
+    verdicts = frame.drop_duplicates("m")
+    ticks = [f"{m}<br>{verdict}" for m, verdict in zip(verdicts["m"], verdicts["regime"])]
+    figure.update_xaxes(type="log", tickvals=verdicts["m"].tolist(), ticktext=ticks, tickangle=0, tickfont={"size": 11})
     return styled(figure, "Words: rotations catch up as units grow", "hidden units, regime", "times one client's error")
+
+
+CURVES: dict[str, Callable[..., go.Figure]] = {
+    "explained": explained_curve,
+    "capacity": capacity_curve,
+    "words": words_curve,
+}
 
 
 def outcome_map(frame: pd.DataFrame) -> go.Figure:
@@ -153,15 +162,3 @@ def outcome_map(frame: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(type="log")
     figure.update_yaxes(type="log")
     return styled(figure, "Where the feature basis wins", "m / n", "active features per input")
-
-
-def page(result: Any, path: Path | str) -> Path:
-    """One self-contained page with the figures of a comparison."""
-    parts = [
-        figure.to_html(full_html=False, include_plotlyjs=index == 0)
-        for index, figure in enumerate((methods(result), survival(result)))
-    ]
-    path = Path(path)
-    head = "<!doctype html><meta charset='utf-8'><title>Toy models</title><body>"
-    path.write_text(head + "".join(parts) + "</body>", encoding="utf-8")
-    return path

@@ -1,6 +1,5 @@
-"""Self-contained HTML pages from run folders."""
+"""The page kit: self-contained HTML from sections, tables, figures and widgets."""
 
-from featalign.report.compare import build
 from featalign.report.page import Section, page, paragraph, rich, write_page
 
-__all__ = ["Section", "build", "page", "paragraph", "rich", "write_page"]
+__all__ = ["Section", "page", "paragraph", "rich", "write_page"]

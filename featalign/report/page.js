@@ -23,8 +23,13 @@
     return box;
   }
 
-  // An input of the sprite sheet with a caption.
+  // An input, as text or from the sprite sheet, with a caption.
   function thumb(data, index, caption) {
+    if (data.inputs[index].text !== undefined) {
+      const snippet = make("div", "snippet");
+      snippet.append(make("code", "", data.inputs[index].text), make("span", "", caption));
+      return snippet;
+    }
     const box = make("div", "thumb"), canvas = make("canvas"), sheet = data.sheet;
     const place = data.inputs[index].place;
     canvas.width = sheet.width;
@@ -71,12 +76,15 @@
       box.append(make("div", "facts", "fires on " + percent(latent.density, 1) + " of inputs; strongest on:"));
       latent.inputs.forEach((index, i) => {
         const name = data.classes[data.inputs[index].label], value = latent.values[i];
-        const shown = thumb(data, index, name + " · " + fixed(value, 2));
-        shown.title = "input " + index + ", label " + name + ", activation " + fixed(value, 3);
+        const shown = thumb(data, index, (name === undefined ? "" : name + " · ") + fixed(value, 2));
+        const label = name === undefined ? "" : ", label " + name;
+        shown.title = "input " + index + label + ", activation " + fixed(value, 3);
         thumbs.append(shown);
       });
       if (!latent.inputs.length) thumbs.append(make("span", "facts", "no input of this sample activates it"));
-      box.append(thumbs, make("div", "facts", "mean activation by class, as a share:"));
+      box.append(thumbs);
+      if (!latent.profile.length) return box;
+      box.append(make("div", "facts", "mean activation by class, as a share:"));
       box.append(bars(latent.profile, data.classes, (share) => percent(share, 1)));
       return box;
     }
@@ -86,7 +94,7 @@
       const name = state.kind === "pairs"
         ? data.names[0] + " " + entry.a.latent + " ↔ " + data.names[1] + " " + entry.b.latent
         : "latent " + entry.latent;
-      return name + " · mostly " + data.classes[argmax(shown.profile)];
+      return name + (shown.profile.length ? " · mostly " + data.classes[argmax(shown.profile)] : "");
     }
 
     function show(detail, entry) {

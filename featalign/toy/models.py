@@ -1,19 +1,23 @@
-"""Toy models of superposition (Elhage et al. 2022), many of one shape held as one batch of tensors."""
+"""Toy models of superposition (Elhage et al. 2022): one as a module, many of one shape as one batch of tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
+from featalign.clients.models import ModelConfig, models
 from featalign.errors import BadOption, NotFinite, SpaceMismatch
 
 
+@models.register("toy")
 @dataclass(frozen=True)
-class ToyConfig:
-    """Shape and knobs of a toy model `x_hat = out(D hidden(E x) + b)`.
+class ToyConfig(ModelConfig):
+    """Shape and knobs of a toy model `x_hat = out(D hidden(E x) + b)`; a registered model family.
 
     Attributes:
         n, m: features and hidden units.
@@ -39,8 +43,46 @@ class ToyConfig:
             if value not in {"relu", "none"}:
                 raise BadOption(f"{name}='{value}'; choices: relu, none")
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    @classmethod
+    def shaped(cls, shape: tuple[int, ...], outputs: int, **options: Any) -> ToyConfig:
+        """The configuration for inputs `[N, n]`, which a toy model returns; a third as many units unless `m` is given.
+
+        Raises `BadOption` for inputs of another shape and for outputs of another number.
+        """
+        if len(shape) != 1 or outputs != shape[0]:
+            raise BadOption(
+                f"model 'toy' returns its inputs [N, n]; it does not fit inputs {list(shape)} and {outputs} outputs"
+            )
+        return cls(n=shape[0], m=options.pop("m", max(1, shape[0] // 3)), **options)
+
+    def module(self) -> ToyModel:
+        """A freshly initialised module, from torch's current random state."""
+        return initial(self, [int(torch.randint(2**31, ()))]).modules()[0]
+
+
+class ToyModel(nn.Module):
+    """One toy model: inputs `[N, n]` to reconstructions `[N, n]` through `encoder`, `hidden`, the decoder and `out`.
+
+    A tied decoder is the encoder's own weight and has a `bias [n]` beside it; a free one is the layer `decoder`.
+    """
+
+    def __init__(self, config: ToyConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = nn.Linear(config.n, config.m, bias=False)
+        self.hidden = nn.ReLU() if config.hidden == "relu" else nn.Identity()
+        self.out = nn.ReLU() if config.output == "relu" else nn.Identity()
+        if config.tied:
+            self.bias = nn.Parameter(torch.zeros(config.n), requires_grad=config.bias)
+        else:
+            self.decoder = nn.Linear(config.m, config.n)
+            self.decoder.bias.requires_grad_(config.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reconstructions `[N, n]` of inputs `[N, n]`."""
+        hidden = self.hidden(self.encoder(x))
+        tied = self.config.tied
+        return self.out(F.linear(hidden, self.encoder.weight.T, self.bias) if tied else self.decoder(hidden))
 
 
 @dataclass(frozen=True)
@@ -81,13 +123,40 @@ class ToyModels:
         return cls(config, weight, weight.mT.contiguous(), bias)
 
     @staticmethod
-    def stack(models: Sequence[ToyModels]) -> ToyModels:
+    def stack(batches: Sequence[ToyModels]) -> ToyModels:
         """Several batches of equal shape as one."""
-        shapes = {batch.encoder.shape[1:] for batch in models}
+        shapes = {batch.encoder.shape[1:] for batch in batches}
         if len(shapes) != 1:
             raise SpaceMismatch(f"toy models of shapes {sorted(tuple(s) for s in shapes)} cannot be one batch")
-        parts = [torch.cat([getattr(batch, key) for batch in models]) for key in ("encoder", "decoder", "bias")]
-        return ToyModels(models[0].config, *parts)
+        parts = [torch.cat([getattr(batch, key) for batch in batches]) for key in ("encoder", "decoder", "bias")]
+        return ToyModels(batches[0].config, *parts)
+
+    @staticmethod
+    def of(modules: Sequence[nn.Module]) -> ToyModels:
+        """Modules of one shape as one batch, whatever their width has become; raises `SpaceMismatch` for others."""
+        batches = []
+        for module in modules:
+            if not isinstance(module, ToyModel):
+                raise SpaceMismatch(f"a {type(module).__name__} is no toy model; pass fa.toy.ToyModel modules")
+            encoder = module.encoder.weight.detach()[None]
+            config = replace(module.config, m=encoder.shape[1])
+            if config.tied:
+                batches.append(ToyModels.tied(encoder, module.bias.detach()[None], config))
+            else:
+                decoder = module.decoder
+                batches.append(ToyModels(config, encoder, decoder.weight.detach()[None], decoder.bias.detach()[None]))
+        return ToyModels.stack(batches)
+
+    def modules(self) -> list[ToyModel]:
+        """Each as a module of its own."""
+        found = []
+        for encoder, decoder, bias in zip(self.encoder, self.decoder, self.bias):
+            module = ToyModel(self.config)
+            tensors = {"encoder.weight": encoder}
+            tensors |= {"bias": bias} if self.config.tied else {"decoder.weight": decoder, "decoder.bias": bias}
+            module.load_state_dict(tensors)
+            found.append(module)
+        return found
 
     def pre(self, x: torch.Tensor) -> torch.Tensor:
         """Hidden pre-activations `[M, samples, m]` of `x [samples, n]` or `[M, samples, n]`."""
@@ -118,3 +187,24 @@ class ToyModels:
             raise NotFinite("a toy model's outputs hold NaN or infinity; check its weights")
         weight = torch.ones(self.config.n) if importance is None else importance
         return total / len(x) * weight.double()
+
+
+def initial(config: ToyConfig, seeds: Sequence[int]) -> ToyModels:
+    """Untrained models, one per seed; equal seeds give equal models (a shared initialisation)."""
+    encoder = torch.stack(
+        [
+            torch.randn(config.m, config.n, generator=torch.Generator().manual_seed(seed)) * config.init_scale
+            for seed in seeds
+        ]
+    )
+    encoder = encoder / config.n**0.5
+    if config.hidden == "relu":  # features are non-negative: a unit that starts against all of them never fires
+        total = encoder.sum(2, keepdim=True)
+        encoder = torch.where(total < 0, -encoder, encoder)
+    if config.tied:
+        decoder = encoder.mT.contiguous()
+    else:
+        draws = [torch.Generator().manual_seed(seed + 1_000_003) for seed in seeds]
+        decoder = torch.stack([torch.randn(config.n, config.m, generator=draw) for draw in draws])
+        decoder = decoder * config.init_scale / config.n**0.5
+    return ToyModels(config, encoder, decoder, torch.zeros(len(seeds), config.n))

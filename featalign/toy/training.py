@@ -14,7 +14,7 @@ from featalign import storage
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.threads import over_cores
 from featalign.toy.features import Features
-from featalign.toy.models import ToyConfig, ToyModels
+from featalign.toy.models import ToyConfig, ToyModels, initial
 
 log = logging.getLogger(__name__)
 Batches = Callable[[int, torch.Generator], torch.Tensor]
@@ -42,27 +42,6 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1 or not self.lr > 0:
             raise BadOption(f"steps={self.steps}, batch_size={self.batch_size}, lr={self.lr}; all must be positive")
-
-
-def initial(config: ToyConfig, seeds: Sequence[int]) -> ToyModels:
-    """Untrained models, one per seed; equal seeds give equal models (a shared initialisation)."""
-    encoder = torch.stack(
-        [
-            torch.randn(config.m, config.n, generator=torch.Generator().manual_seed(seed)) * config.init_scale
-            for seed in seeds
-        ]
-    )
-    encoder = encoder / config.n**0.5
-    if config.hidden == "relu":  # features are non-negative: a unit that starts against all of them never fires
-        total = encoder.sum(2, keepdim=True)
-        encoder = torch.where(total < 0, -encoder, encoder)
-    if config.tied:
-        decoder = encoder.mT.contiguous()
-    else:
-        draws = [torch.Generator().manual_seed(seed + 1_000_003) for seed in seeds]
-        decoder = torch.stack([torch.randn(config.n, config.m, generator=draw) for draw in draws])
-        decoder = decoder * config.init_scale / config.n**0.5
-    return ToyModels(config, encoder, decoder, torch.zeros(len(seeds), config.n))
 
 
 def train(

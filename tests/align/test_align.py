@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from featalign.align import SpaceMap, project, match_features
+from featalign.align import SpaceMap, match_features, project
 from featalign.align.feature import fold, re_express
 from featalign.align.pool import reading_map, select_columns
 from featalign.dictionaries import NeuronBasis

@@ -1,164 +1,165 @@
-"""The main job end to end on digits: the run folder, its rebuild from its configuration, own modules, errors."""
+"""`compare` on a shipped data set: the run folder, its rebuild from its configuration, what the frames say."""
 
-import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import featalign as fa
 from featalign import storage
-from featalign.compare import run
-from featalign.config import RunConfig
-from featalign.errors import FeatalignError
-
-SMALL = RunConfig(
-    seeds=1, epochs=8, probe=120, augmented=600, curve=3,
-    methods=("vanilla", "ot-acts", "feature-ot", "feature-reexpress", "zip", "feature-zip"),
-)  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run") / "digits"
-    return run(SMALL, folder, progress=False)
+from featalign.clients import evaluate
+from featalign.dictionaries import load as load_dictionary
+from featalign.errors import BadOption, FeatalignError
+from featalign.studies.compare.config import CompareConfig, RunConfig
+from featalign.studies.compare.run import run
+from tests.compare.conftest import SMALL
 
 
 def test_run_folder_holds_what_was_promised(finished):
     folder = finished.folder
-    for name in ("config.toml", "results.json", "matrices.safetensors", "browser.json", "report.html"):
+    for name in ("config.toml", "results.json", "arrays.safetensors", "widgets.json", "report.html"):
         assert (folder / name).stat().st_size > 0
-    content = json.loads((folder / "results.json").read_text())
-    assert content["config"] == SMALL.to_dict()
-    for name in ("client-A", "client-B", "ensemble-softmax", "vanilla", "ot-acts+refit", "feature-zip+refit"):
-        accuracy = content["methods"][name]["accuracy"]
-        assert 0 <= accuracy["mean"] <= 1 and len(accuracy["values"]) == 1
-    for name, curve in content["curves"].items():
-        assert curve["mixing"] == [0.0, 0.5, 1.0]
-        assert curve["accuracy"][1]["mean"] == pytest.approx(content["methods"][name]["accuracy"]["mean"]), name
-    assert set(content["spaces"]) == {"fc1", "fc2"}
-    for space in content["spaces"].values():
-        plan = space["seeds"][0]["feature"]
-        assert plan["lower_bound"] <= plan["value"] + 1e-9
-    assert content["dictionaries"]["A"]["fc1"]["explained_variance"]["mean"] > 0.5
+    assert RunConfig.from_toml(folder / "config.toml") == SMALL
+    frames = finished.frames
+    scores = frames["scores"]
+    assert set(scores["seed"]) == {0, 1} and set(scores["metric"]) == {"accuracy", "loss"}
+    assert scores[scores["metric"] == "accuracy"]["value"].between(0, 1).all()
+    rows = {"client-A", "client-B", "ensemble", "ensemble-mean-logits", "vanilla", "ot-acts+refit", "feature-zip+refit"}
+    assert rows <= set(scores["row"]) and set(scores["row"]) == set(frames["rows"]["row"])
+    assert set(frames["spaces"]["space"]) == {"fc1", "fc2"} and set(frames["matches"]["basis"]) == {"neuron", "feature"}
+    assert (frames["matches"]["lower_bound"] <= frames["matches"]["value"] + 1e-9).all()
+    assert (frames["dictionaries"]["explained_variance"] > 0.3).all()
+    assert not scores.duplicated(["seed", "row", "mixing", "metric"]).any()
+
+
+def test_a_loaded_result_is_the_same(finished):
+    again = fa.load(finished.folder)
+    assert again.config == finished.config and repr(again) == repr(finished)
+    assert again.page() == finished.page() and set(again.figures) == set(finished.figures)
 
 
 def test_curves_end_at_the_clients(finished):
-    """At mixing weight 0 and 1 every method that can must return a client's accuracy."""
-    methods = finished.content["methods"]
-    for name in ("vanilla", "ot-acts", "ot-acts+refit", "zip+refit"):
-        accuracy = [point["mean"] for point in finished.content["curves"][name]["accuracy"]]
-        assert accuracy[0] == pytest.approx(methods["client-B"]["accuracy"]["mean"]), name
-        assert accuracy[-1] == pytest.approx(methods["client-A"]["accuracy"]["mean"]), name
+    """At mixing weight 0 and 1 every method that can must return a client's score, in every metric."""
+    scores = finished.frames["scores"].set_index(["row", "mixing", "metric", "seed"])["value"].sort_index()
+    for row in ("vanilla", "ot-acts", "ot-acts+refit", "zip+refit"):
+        for metric in ("accuracy", "loss"):
+            for mixing, client in ((0.0, "client-B"), (1.0, "client-A")):
+                ends, own = scores[row, mixing, metric], scores[client, 0.5, metric]
+                assert np.allclose(ends, own, rtol=1e-5), (row, metric)
 
 
 def test_fused_models_reload_and_score_what_the_table_says(finished):
-    weights = storage.load_tensors(finished.folder / "models" / "seed-0" / "zip+refit.safetensors")
-    module = finished.modules()["vanilla"]
+    weights = storage.load_tensors(finished.folder / "models" / "seed-1" / "zip+refit.safetensors")
+    module = finished.modules(1)["vanilla"]
     module.load_state_dict(weights)
-    trial = finished.trials[0]
-    assert trial.accuracy(module) == finished.content["methods"]["zip+refit"]["accuracy"]["mean"]
+    scores = finished.headline()
+    said = scores[(scores["row"] == "zip+refit") & (scores["seed"] == 1)]["value"].item()
+    assert evaluate(module, finished.trials[1].scored, finished.trials[1].cohort.task)["accuracy"] == said
 
 
 def test_dictionaries_reload(finished):
-    from featalign.dictionaries import load
-
-    loaded = load(finished.saes / "A" / "fc1")
-    trained = finished.trials[0].dictionaries["fc1"][0]
-    activations = torch.rand(20, 64)
+    trained = finished.trials[0].trained["dictionaries"]["fc1"][0]
+    loaded = load_dictionary(finished.saes / "A" / "fc1")
+    activations = torch.rand(20, 24)
     assert torch.allclose(loaded.encode(activations), trained.encode(activations), atol=1e-5)
-    assert loaded.metadata["client"] == "A" and loaded.metadata["space"] == "fc1"
 
 
 def test_same_configuration_gives_same_numbers(finished, tmp_path):
     again = run(RunConfig.from_toml(finished.folder / "config.toml"), tmp_path / "again", progress=False)
-    for name, entry in finished.content["methods"].items():
-        assert again.content["methods"][name]["accuracy"] == entry["accuracy"], name
+    for name in ("scores", "matches", "spaces", "ledger", "features"):
+        assert again.frames[name].equals(finished.frames[name]), name
 
 
-def test_existing_folder_is_refused_before_any_work(finished):
+def test_gains_are_within_seeds_and_follow_the_metric(finished):
+    frame, loss = finished.to_frame(), finished.to_frame("loss")
+    scores = finished.headline().set_index(["row", "seed"])["value"]
+    best = [max(scores["client-A", seed], scores["client-B", seed]) for seed in (0, 1)]
+    expected = np.mean([scores["zip+refit", seed] - best[seed] for seed in (0, 1)])
+    assert frame.loc["zip+refit", "to_best_client"] == pytest.approx(expected)
+    assert frame.loc["ensemble", "to_ensemble"] == 0 and loss.loc["ensemble", "to_ensemble"] == 0
+    worse = loss["loss"] > loss.loc["ensemble", "loss"]
+    assert (loss[worse]["to_ensemble"] < 0).all()
+    assert frame[frame["kind"] == "client"]["accuracy"].is_monotonic_decreasing
+    assert loss[loss["kind"] == "client"]["loss"].is_monotonic_increasing
+
+
+def test_existing_and_impossible_folders_are_refused_before_any_work(finished, tmp_path, monkeypatch):
+    import featalign.studies.compare.run as module
+
+    monkeypatch.setattr(module, "load", lambda *_: pytest.fail("work was begun"))
     with pytest.raises(FeatalignError, match="--overwrite"):
         run(SMALL, finished.folder, progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FeatalignError, match="file"):
+        run(SMALL, tmp_path / "file" / "below", progress=False)
 
 
 def test_interrupted_run_leaves_nothing_half_written(tmp_path, monkeypatch):
-    import featalign.report
+    from featalign.studies.compare.result import CompareResult
 
-    def stop(folder):
+    def stop(self):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(featalign.report, "build", stop)
+    monkeypatch.setattr(CompareResult, "page", stop)
+    config = SMALL.changed(seeds=1, methods=("vanilla",), curve=0, evidence=False)
     with pytest.raises(KeyboardInterrupt):
-        run(SMALL, tmp_path / "cut", progress=False)
+        run(config, tmp_path / "cut", progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def _trained(seed, x, y, widths=(16, 12)):
-    torch.manual_seed(seed)
-    module = nn.Sequential(
-        nn.Linear(20, widths[0]), nn.ReLU(), nn.Linear(widths[0], widths[1]), nn.ReLU(), nn.Linear(widths[1], 4)
+def test_other_families_and_clients_without_samples(tmp_path):
+    """A convolutional family on flattened pictures; most of 40 clients get no sample and are left out by name."""
+    config = RunConfig(
+        seeds=1, epochs=1, model="conv1d", model_options={"width": 4, "blocks": 1}, split="quantity", alpha=0.02,
+        clients=40, probe=60, augment="none", curve=0, evidence=False, methods=("vanilla",),
+    )  # fmt: skip
+    result = run(config, tmp_path / "run", progress=False)
+    clients = result.frames["clients"]
+    left = set(clients[clients["note"] != ""]["client"])
+    kept = {row.removeprefix("client-") for row in result.frames["rows"]["row"] if row.startswith("client-")}
+    assert kept == set(clients["client"]) - left and len(kept) >= 2
+    if left:
+        assert all(any(f"client {name} is left out" in note for note in result.facts["notes"]) for name in left)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"methods": ("zip", "zip")}, "twice"),
+        ({"methods": ("zip",), "options": {"ot-acts": {"cost": "correlation"}}}, "not among methods"),
+        ({"options": {"ot-acts": 3}}, "table of options"),
+        ({"mixing": 2}, "between 0 and 1"),
+        ({"ridge": 0}, "positive"),
+        ({"curve": "many"}, "curve"),
+        ({"mixing": float("nan")}, "mixing"),
+    ],
+)
+def test_impossible_configurations(options, message):
+    with pytest.raises(BadOption, match=message) as caught:
+        CompareConfig(**options)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_options_reach_methods_from_toml_and_command_line(tmp_path):
+    from featalign.studies.compare.config import method_options, model_texts
+
+    config = RunConfig(
+        options=method_options(["ot-acts.cost=correlation"]), model_options=model_texts("mlp", ["hidden=8,4"])
     )
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
-    for _ in range(150):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(module(x), y).backward()
-        optimizer.step()
-    return module
-
-
-@pytest.fixture(scope="module")
-def own():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(600, 20, generator=generator)
-    y = (x @ torch.randn(20, 4, generator=generator)).argmax(1)
-    return [_trained(s, x, y) for s in (0, 1)], x, y
-
-
-def test_own_modules(own):
-    modules, x, y = own
-    before = [parameter.clone() for parameter in modules[0].parameters()]
-    result = fa.compare(
-        modules, probe=x[:300], evaluate=(x, y), methods=("vanilla", "ot-acts"), curve=0, progress=False
-    )
-    frame = result.to_frame()
-    assert frame.loc["ot-acts+refit", "accuracy"] > frame.loc["vanilla", "accuracy"]
-    assert "ot-acts" in result._repr_html_() and "accuracy" in result.figures
-    assert "ot-acts" in repr(result) and len(repr(result)) < 10_000
-    assert all(torch.equal(p, q) for p, q in zip(before, modules[0].parameters()))
-
-
-def test_loader_as_probe_equals_the_tensor(own):
-    modules, x, y = own
-    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x[:300], y[:300]), batch_size=64)
-    options = {"evaluate": (x, y), "methods": ("ot-acts",), "curve": 0, "progress": False}
-    ours = [fa.compare(modules, probe=probe, **options).content["methods"] for probe in (x[:300], loader)]
-    assert ours[0]["ot-acts"]["accuracy"] == ours[1]["ot-acts"]["accuracy"]
-
-
-def test_bad_modules_and_probes_are_named(own):
-    modules, x, y = own
-    options = {"evaluate": (x, y), "methods": ("vanilla",), "curve": 0, "progress": False}
-    deeper = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 4))
-    with pytest.raises(FeatalignError, match="architecture"):
-        fa.compare([modules[0], deeper], probe=x, **options)
-    with pytest.raises(FeatalignError, match=r"16 units|24 units"):
-        fa.compare([_trained(3, x, y, (24, 12)), modules[0]], probe=x, **options)
-    with pytest.raises(FeatalignError, match="empty"):
-        fa.compare(modules, probe=x[:0], **options)
-    with pytest.raises(FeatalignError, match=r"rejects the probe \[600, 7\]"):
-        fa.compare(modules, probe=x[:, :7], **options)
-    with pytest.raises(FeatalignError, match="zero clients"):
-        fa.compare([], probe=x, **options)
-    with pytest.raises(FeatalignError, match="did you mean 'vanilla'"):
-        fa.compare(modules, probe=x, **{**options, "methods": ("vanila",)})
-    broken = _trained(0, x, y)
-    with torch.no_grad():
-        broken[2].weight[0, 0] = np.nan
-    with pytest.raises(FeatalignError, match="NaN"):
-        fa.compare([broken, modules[1]], probe=x, **options)
+    (tmp_path / "config.toml").write_text(config.to_toml())
+    again = RunConfig.from_toml(tmp_path / "config.toml")
+    assert again.options == {"ot-acts": {"cost": "correlation"}} and tuple(again.model_options["hidden"]) == (8, 4)
+    for words, message in (
+        ("ot-acts.price=1", "no option 'price'"),
+        ("ot-acts", "METHOD.OPTION=VALUE"),
+        ("ot.x=1", "ot"),
+    ):
+        with pytest.raises(FeatalignError, match=message):
+            method_options([words])
+    with pytest.raises(FeatalignError, match="no option 'depth'"):
+        model_texts("mlp", ["depth=3"])
 
 
 @pytest.mark.parametrize(
@@ -166,18 +167,23 @@ def test_bad_modules_and_probes_are_named(own):
     [
         (["--dataset", "mnits"], "did you mean 'mnist'"),
         (["--methods", "ot-act"], "did you mean 'ot-acts'"),
+        (["--option", "ot-acts.price=1"], "no option 'price'"),
+        (["--model", "mpl"], "did you mean 'mlp'"),
+        (["--split", "idd"], "did you mean 'iid'"),
+        (["--augment", "shift"], "shift-mix"),
         (["--clients", "0"], "at least 1"),
-        (["--probe", "0"], "at least 1"),
         (["--special", "11"], "special"),
-        (["--mixing", "2"], "between 0 and 1"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
     ],
 )
-def test_command_line_errors_are_one_line_and_exit_2(arguments, message, tmp_path):
-    command = [sys.executable, "-m", "featalign.cli", "compare", *arguments, "--out", str(tmp_path / "out"), "--quiet"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_command_line_errors_are_one_line_and_leave_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+    from featalign.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["featalign", "compare", *arguments, "--out", str(tmp_path / "out"), "--quiet"])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    said = capsys.readouterr().err.strip()
+    assert caught.value.code == 2 and message in said and len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -4,39 +4,29 @@ import shutil
 
 import pytest
 
-from featalign.compare import run
-from featalign.config import RunConfig
-
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    config = RunConfig(
-        seeds=1, epochs=8, probe=120, augmented=600, curve=3, methods=("vanilla", "ot-acts", "feature-ot")
-    )
-    return run(config, tmp_path_factory.mktemp("page") / "run", progress=False).folder
-
-
-def test_page_needs_no_network(folder):
-    text = (folder / "report.html").read_text()
+def test_page_needs_no_network(finished):
+    text = (finished.folder / "report.html").read_text()
     assert 'src="http' not in text and "Aligned-feature browser" in text
     assert len(text) < 9_000_000
 
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian package 'chromium')")
-def test_clicks_in_the_aligned_feature_browser(folder):
+def test_clicks_in_the_aligned_feature_browser(finished):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        page = browser.new_page()
+        page = browser.new_page(viewport={"width": 800, "height": 1000})
         errors = []
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"file://{folder / 'report.html'}")
+        page.goto(f"file://{finished.folder / 'report.html'}")
         page.wait_for_selector("#browser .list button")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 800
         first = page.inner_text("#browser .cards")
         page.click("#browser .list button:nth-child(2)")
         assert page.inner_text("#browser .cards") != first

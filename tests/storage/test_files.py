@@ -188,7 +188,7 @@ def test_text_is_utf_8_whatever_the_locale(tmp_path):
         "import sys; from featalign import storage; from featalign.report import Section, page;"
         f"found = storage.read_json({str(tmp_path / 'a.json')!r});"
         f"storage.write_json({str(tmp_path / 'b.json')!r}, found); page(found['name'], [], [Section('x')]);"
-        "from featalign.config import RunConfig;"
+        "from featalign.studies.compare.config import RunConfig;"
         f"storage.write_bytes({str(tmp_path / 'c.toml')!r}, RunConfig(folder=chr(233)).to_toml().encode());"
         f"assert ascii(RunConfig.from_toml({str(tmp_path / 'c.toml')!r}).folder) == ascii(chr(233))"
     )

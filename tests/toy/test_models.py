@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featalign.align import pack
 from featalign.errors import BadOption, CorruptFile, SpaceMismatch
-from featalign.toy import Features, Geometry, Schedule, ToyConfig, ToyModels, initial, load, overlap, pack, save, train
+from featalign.toy import Features, Geometry, Schedule, ToyConfig, ToyModels, initial, load, overlap, save, train
 
 QUICK = Schedule(300, 128, 1e-2)
 

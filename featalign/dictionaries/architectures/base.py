@@ -46,6 +46,7 @@ class Architecture:
     transcodes: ClassVar[bool] = False
     steered: ClassVar[bool] = False  # whether `penalty` is steered towards L0 = k
     ease: ClassVar[float] = 1e-9  # share of the run over which the wanted L0 comes down to k
+    clips: ClassVar[bool] = True  # whether a steered run clips its gradient norm
     pointwise: ClassVar[bool] = False  # active entries alone decide the gradient, so that sparse products apply
     refit: ClassVar[str] = "nothing"  # what least squares corrects after training: 'nothing', 'gains' or 'decoder'
 

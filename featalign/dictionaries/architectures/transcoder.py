@@ -16,11 +16,13 @@ class Transcoder(ReluL1):
     """ReLU units on linear functions of the pre-activations that write the post-activations (Dunefsky et al. 2024).
 
     `relu(a) ~ D relu(E a + c) + b`: linear in the layer's input before the ReLU, so `E W` folds into the layer. What is
-    folded must return the layer first of all, hence the free least-squares decoder.
+    folded must return the layer first of all, hence the free least-squares decoder, and gradients as they are: their
+    norm grows with the outputs, so that a bound fitted to small layers would clip every step of a wide one.
     """
 
     inference = "transcoder"
     transcodes = True
+    clips = False
     refit = "decoder"
 
     @classmethod

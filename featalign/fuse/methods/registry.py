@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from featalign.align.feature import FeatureMatch
 from featalign.align.maps import Alignment
 from featalign.align.matchers import MATCHERS, Matcher, align
@@ -22,13 +24,19 @@ REFITS = ("optional", "required", "none")
 
 @dataclass(frozen=True)
 class Proposal:
-    """What a method proposes: one alignment per client, targets for the refit, and what it saw on the way."""
+    """What a method proposes: one alignment per client, targets for the refit, and what it saw on the way.
+
+    Attributes:
+        module: the fused network itself, where it is no average of moved clients; the rule, repair and refit are then
+            left out, and the alignments tell how the clients relate.
+    """
 
     alignments: tuple[Alignment, ...]
     targets: Targets | None = None
     exact_first: bool = True
     matches: Mapping[tuple[int, str], FeatureMatch] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
+    module: nn.Module | None = None
 
 
 @dataclass(frozen=True)

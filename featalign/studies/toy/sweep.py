@@ -1,4 +1,4 @@
-"""`fa.toy.sweep`: where the feature basis wins, ties and loses over density and size, and whether the regime knew."""
+"""Where the feature basis wins, ties and loses over density and size, and whether the regime knew."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from featalign.toy_fusion.compare import compare
-from featalign.toy_fusion.result import ToyResult
-from featalign.toy_fusion.world import ToySettings
+from featalign.studies.toy.config import ToySettings
+from featalign.studies.toy.result import ToyResult
+from featalign.studies.toy.run import compare
 
-FOLLOWS = {
-    "neuron-permutation": "neuron-ot",
-    "orthogonal": "procrustes",
-    "re-expression": "feature-ot",
-    "union": "union",
-}
-SAME_FEATURES = ("neuron-ot", "procrustes", "feature-ot")
+SAME_FEATURES = ("ot-acts", "procrustes", "feature-reencode")
+OWN_FEATURES = (*SAME_FEATURES, "feature-union")
 TIE = 0.05  # losses closer than this share are a tie
+FLOOR = 1e-3  # share of the energy below which a loss counts as exact
+SHOWN = ("permutation", "orthogonal", "linear", "features", "feature_correlation", "matched_first", "matched")
 
 
 def default_settings(quick: bool = False, first_seed: int = 1) -> tuple[ToySettings, ...]:
@@ -36,10 +33,7 @@ def default_settings(quick: bool = False, first_seed: int = 1) -> tuple[ToySetti
     common = ToySettings(seeds=1, first_seed=first_seed, steps=1500, sae_steps=800, methods=SAME_FEATURES)
     shared = [replace(common, n=n, m=m, density=p) for n, m, p in grid]
     own = [(24, 8, 0.04, 8), (24, 16, 0.04, 8), (48, 16, 0.02, 16), (16, 8, 0.05, 0)][: 1 if quick else 4]
-    return (
-        *shared,
-        *(replace(common, n=n, m=m, density=p, shared=s, methods=(*SAME_FEATURES, "union")) for n, m, p, s in own),
-    )
+    return (*shared, *(replace(common, n=n, m=m, density=p, shared=s, methods=OWN_FEATURES) for n, m, p, s in own))
 
 
 @dataclass(frozen=True)
@@ -61,6 +55,7 @@ class Sweep:
         return float(self.to_frame()["agrees"].mean())
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
         frame = self.to_frame()
         return {
             "settings": len(frame),
@@ -77,41 +72,34 @@ class Sweep:
 
 
 def _row(result: ToyResult) -> dict[str, Any]:
-    losses = {name: float(np.mean(kinds["calibrated"])) for name, kinds in result.losses.items()}
-    best, verdict = min(losses.values()), result.regimes[0]
-    rival = min(value for name, value in losses.items() if name in {"neuron-ot", "procrustes"})
-    feature = min(losses["feature-ot"], losses.get("union", np.inf))
-    floor = 1e-3 * result.zero  # below this both are exact
-    ratio = (feature + floor) / (rival + floor)
-    recommended = FOLLOWS[verdict["recommended"]]
-    config = asdict(result.settings)
+    methods = result.frames["methods"].query("available").set_index("method")
+    losses = {str(name): result.loss(str(name)) for name in methods.index}
+    verdict, floor = result.frames["regimes"].iloc[0], FLOOR * float(result.facts["zero"])
+    best = {
+        basis: min(losses[str(name)] for name in methods.index[methods["basis"] == basis])
+        for basis in ("neuron", "feature")
+    }
+    ratio = (best["feature"] + floor) / (best["neuron"] + floor)
+    chosen = losses.get(verdict["recommended"], np.inf)
+    config = asdict(result.config)
     return {
         **{key: config[key] for key in ("data", "n", "m", "density", "shared", "hidden")},
         **losses,
-        "single": float(np.mean(result.single)),
-        "winner": min(losses, key=lambda name: losses[name]),
+        "single": result.single,
+        "winner": result.winner,
         "ratio": ratio,
         "outcome": "wins" if ratio < 1 - TIE else "loses" if ratio > 1 + TIE else "ties",
         "regime": verdict["name"],
-        "recommended": recommended,
-        "agrees": bool(losses.get(recommended, np.inf) + floor <= (1 + TIE) * (best + floor)),
-        **{
-            key: verdict[key]
-            for key in ("permutation", "orthogonal", "linear", "features", "feature_correlation", "matched")
-        },
+        "recommended": verdict["recommended"],
+        "agrees": bool(chosen + floor <= (1 + TIE) * (min(losses.values()) + floor)),
+        **{key: verdict[key] for key in SHOWN},
     }
 
 
 def sweep(settings: Sequence[ToySettings] | None = None, quick: bool = False, progress: bool = True) -> Sweep:
-    """Compare at every setting (`default_settings` when none are given); each must run the methods in `FOLLOWS`."""
+    """Compare at every setting (`default_settings` when none are given); each must name methods of both bases."""
     from tqdm.auto import tqdm
 
     chosen = tuple(settings) if settings is not None else default_settings(quick)
-    return Sweep(
-        tuple(_slim(compare(each, progress=False)) for each in tqdm(chosen, disable=not progress, desc="sweep"))
-    )
-
-
-def _slim(result: ToyResult) -> ToyResult:
-    """Without the example models, so that a sweep stays small in memory."""
-    return replace(result, example={})
+    bar = tqdm(chosen, disable=not progress, desc="sweep")
+    return Sweep(tuple(replace(compare(each, progress=False), example={}) for each in bar))  # examples take memory
