@@ -93,14 +93,16 @@ def restricted(clients: int, *, k: int = 2, subsets: int = 120, rarest: float = 
 
 
 @SELECTIONS.register("groups")
-def groups(clients: int, *, size: int = 2, rarest: float = 0.1) -> Presence:
-    """Coordinated sampling: groups of neighbours on a ring show up as a whole, their rates fall to `rarest`.
+def groups(clients: int, *, size: int = 2, stride: int = 1, rarest: float = 0.1) -> Presence:
+    """Coordinated sampling: groups on a ring, every `stride`-th client, show up as a whole; rates fall to `rarest`.
 
     Source: Rahimi and Kalogerias 2025, coordinated sampling.
     """
     _check_count(size, clients)
     _check_share(rarest, "rarest")
-    members = tuple(np.sort((first + np.arange(size)) % clients) for first in range(clients))
+    if len(set((stride * np.arange(size) % clients).tolist())) < size:
+        raise BadOption(f"stride = {stride}: a group of {size} of {clients} clients meets one of them twice")
+    members = tuple(np.sort((first + stride * np.arange(size)) % clients) for first in range(clients))
     return of_law(members, np.geomspace(1.0, rarest, clients), clients)
 
 
