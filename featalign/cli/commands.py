@@ -104,7 +104,7 @@ def avot(
     from featalign.storage import plain
 
     if experiment is not None:
-        from featalign.bench.avot import RULES, avot_experiment
+        from featalign.federated.avot import RULES, avot_experiment
         from featalign.plots.transport import avot as figure
 
         curves = avot_experiment()
