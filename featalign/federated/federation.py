@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -39,6 +39,7 @@ class Federation:
         evaluation: inputs with targets on which the server's network is scored; None leaves that out.
         initialises: whether `make` follows its seed, which independent starts need.
         notes: what was left out.
+        remote_sizes: samples of clients whose data lies elsewhere; `own` is empty then.
     """
 
     names: tuple[str, ...]
@@ -50,6 +51,7 @@ class Federation:
     evaluation: Inputs | None = None
     initialises: bool = True
     notes: tuple[str, ...] = ()
+    remote_sizes: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -118,13 +120,36 @@ class Federation:
         public = None if probe is None else Inputs.of(probe)
         return cls(names, held, make, recipe or usual, found, public, scored, isinstance(model, ModelConfig))
 
+    @classmethod
+    def remote(
+        cls,
+        sizes: Mapping[str, int],
+        model: ModelConfig | nn.Module,
+        probe: Any,
+        evaluate: Any = None,
+        task: Task | str = "classification",
+    ) -> Federation:
+        """What a server knows of clients on other machines: names and samples; the probe is inputs of the right shape.
+
+        Raises `BadOption` for no clients.
+        """
+        if not sizes:
+            raise BadOption("zero clients; give the samples of at least one by name")
+        found = TASKS[task]() if isinstance(task, str) else task
+        make: Callable[[int], nn.Module] = _Initialised(model) if isinstance(model, ModelConfig) else _Copied(model)
+        scored = None if evaluate is None else Inputs.of(evaluate, labelled=True)
+        return cls(
+            tuple(sizes), (), make, TrainConfig(epochs=1), found, Inputs.of(probe), scored,
+            isinstance(model, ModelConfig), remote_sizes=tuple(sizes.values()),
+        )  # fmt: skip
+
     def __len__(self) -> int:
         return len(self.names)
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Samples of each client."""
-        return tuple(len(each) for each in self.own)
+        return self.remote_sizes or tuple(len(each) for each in self.own)
 
     @cached_property
     def example(self) -> Batch:
