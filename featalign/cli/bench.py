@@ -141,5 +141,5 @@ def bench_barrier(
     if as_json:
         print_rows([result.to_dict()], as_json)
         return
-    print_rows(result.to_frame().to_dict("records"), False)
+    print_rows([{str(k): v for k, v in row.items()} for row in result.to_frame().to_dict("records")], False)
     typer.echo(f"parents {result.parents[0]:.3f} and {result.parents[1]:.3f} nats, ensemble {result.ensemble:.3f}")

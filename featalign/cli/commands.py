@@ -15,6 +15,7 @@ import typer
 
 from featalign.cli.bench import bench
 from featalign.cli.data import data
+from featalign.cli.fuse import fuse
 from featalign.cli.output import print_table
 from featalign.cli.toy import toy
 from featalign.errors import FeatalignError
@@ -37,6 +38,7 @@ def featalign(debug: bool = typer.Option(False, "--debug", help="Show the traceb
 app.add_typer(bench, name="bench")
 app.add_typer(toy, name="toy")
 app.add_typer(data, name="data")
+app.command("fuse")(fuse)
 
 
 @app.command("compare")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
 from featalign.data.partition import client_names
 from featalign.data.task import Task, task_of
-from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, ProbeError
-from featalign.spaces import canonical, trace, weakest
+from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, ProbeError, TraceError
+from featalign.spaces import Canonical, canonical, trace, weakest
 from featalign.spaces.capture import evaluating
 from featalign.spaces.graph import SpaceGraph
 
@@ -73,6 +73,7 @@ class Cohort:
         tokenizer: Any = None,
         refit_inputs: Any = None,
         keys: Sequence[str] = (),
+        reference: int = -1,
         seed: int = 0,
         device: torch.device | str | None = None,
     ) -> Cohort:
@@ -86,6 +87,7 @@ class Cohort:
             data: per client, what it saw.
             class_counts: `[clients, classes]`.
             refit_inputs: an extension of the probe.
+            reference: index of the client whose layout `restore` gives.
 
         Raises a `FeatalignError` of one line for no clients, clients of several architectures, parameters that are not
         finite, a probe that a client rejects, and targets that do not fit the task.
@@ -93,8 +95,11 @@ class Cohort:
         if len(modules) == 0:
             raise BadOption("zero clients; pass a list of at least one trained module")
         names = tuple(names or client_names(len(modules)))
+        if len(names) != len(modules):
+            raise BadOption(f"{len(names)} names for {len(modules)} clients; give one each")
         for name, module in zip(names, modules):
             check_finite(module, name)
+            require_own_names(name, module)
         require_one_architecture(names, modules)
         if device is not None:
             modules = [module.to(device) for module in modules]
@@ -102,8 +107,11 @@ class Cohort:
         scored = None if evaluate is None else Inputs.of(evaluate, tokenizer=tokenizer, labelled=True)
         example = inputs.example()
         outputs = [try_out(module, example, name) for name, module in zip(names, modules)]
-        found = _task(task, scored, inputs, modules[0], outputs[0], class_names)
-        folded = [canonical(module, example.on(module).example) for module in modules]
+        if (extreme := extreme_tokens(inputs)) is not None:
+            for name, module in zip(names, modules):
+                try_out(module, extreme, name)
+        found = _task(task, scored, inputs, names[0], modules[0], outputs[0], class_names)
+        folded = _folded(modules, example)
         graphs = tuple(weakest([trace(each.module, example.on(each.module).example) for each in folded]))
         require_one_graph(names, graphs)
         own = tuple(Inputs.of(each, tokenizer=tokenizer) for each in data) if data is not None else ()
@@ -114,7 +122,7 @@ class Cohort:
         notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
         return cls(
             names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
-            own or (inputs,) * len(modules), counts, tuple(keys), seed, folded[-1].restore, notes,
+            own or (inputs,) * len(modules), counts, tuple(keys), seed, folded[reference].restore, notes,
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -133,6 +141,46 @@ class Cohort:
     def changed(self, **fields: Any) -> Cohort:
         """A copy with some fields replaced."""
         return replace(self, **fields)
+
+
+def _folded(modules: Sequence[nn.Module], example: Batch) -> list[Canonical]:
+    """Every client in canonical form, or none where the same norms cannot be folded in all."""
+    folded = [canonical(module, example.on(module).example) for module in modules]
+    if len({each.folded for each in folded}) == 1:
+        return folded
+    notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
+    return [Canonical(module, notes=("norms are not folded: not all clients allow it", *notes)) for module in modules]
+
+
+def _row(index: int, tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[index : index + 1]
+
+
+def extreme_tokens(inputs: Inputs) -> Batch | None:
+    """The samples with the smallest and the largest token id; None where the inputs are no tokens."""
+    found: dict[str, tuple[int, Batch]] = {}
+    for batch in inputs if inputs.example().tokens is not None else ():
+        tokens = batch.tokens
+        assert tokens is not None
+        for side, value in (("low", -int(tokens.min())), ("high", int(tokens.max()))):
+            if side not in found or value > found[side][0]:
+                at = int(tokens.amax(1).argmax() if side == "high" else tokens.amin(1).argmin())
+                found[side] = (value, batch.map(partial(_row, at)))
+    if not found:
+        return None
+    low, high = found["low"][1], found["high"][1]
+    return low if found["low"][0] > 0 else high
+
+
+def require_own_names(name: str, module: nn.Module) -> None:
+    """Raise `TraceError` for a wrapper whose `state_dict` gives all of its parameters other names."""
+    state, found = set(module.state_dict()), [key for key, _ in module.named_parameters()]
+    if found and not state & set(found):
+        raise TraceError(
+            f"client {name} is a {type(module).__name__}, whose state_dict renames its parameters ('{found[0]}' is not "
+            "in it), so that fused weights could not be put back; pass the network that it wraps, such as "
+            "transformers' AutoModelForCausalLM.from_pretrained(folder)"
+        )
 
 
 def require_one_architecture(names: Sequence[str], modules: Sequence[nn.Module]) -> None:
@@ -158,28 +206,30 @@ def require_one_graph(names: Sequence[str], graphs: Sequence[SpaceGraph]) -> Non
             )
 
 
-def try_out(module: nn.Module, example: Batch, name: str) -> torch.Tensor:
-    """Outputs of two samples; raises `ProbeError` when the client rejects them or returns no tensor."""
+def try_out(module: nn.Module, example: Batch, name: str, what: str = "probe") -> torch.Tensor:
+    """Outputs of a few samples; raises `ProbeError` when the client rejects them or returns no tensor."""
     for tensor in example.tensors:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ProbeError(f"the probe {list(tensor.shape)} holds NaN or infinity; drop those samples")
+            raise ProbeError(f"the {what} {list(tensor.shape)} holds NaN or infinity; drop those samples")
     try:
         with evaluating(module):
             return unwrap(example.run(module))
     except FeatalignError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in example.tensors)
+        shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in example.tensors)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ProbeError(
-            f"client {name} rejects the probe {shapes}: {reason}; pass inputs of the shape that the clients take"
-        ) from error
+        remedy = "pass inputs of the shape and type that the clients take"
+        if isinstance(error, IndexError) and (tokens := example.tokens) is not None:
+            remedy = f"token ids go from {int(tokens.min())} to {int(tokens.max())}: use the clients' own tokenizer"
+        raise ProbeError(f"client {name} rejects the {what} {shapes}: {reason}; {remedy}") from error
 
 
 def _task(
     task: Task | str | None,
     scored: Inputs | None,
     probe: Inputs,
+    name: str,
     module: nn.Module,
     outputs: torch.Tensor,
     class_names: Sequence[str],
@@ -191,5 +241,4 @@ def _task(
             return task_of("regression", outputs, batch)
         return task_of(task, outputs, batch, class_names)
     batch = scored.example(min(len(scored), 64) if scored.sized else 64)
-    with evaluating(module):
-        return task_of(task, unwrap(batch.run(module)), batch, class_names)
+    return task_of(task, try_out(module, batch, name, "evaluation data"), batch, class_names)

@@ -103,10 +103,20 @@ def plain_fields(config: Any) -> dict[str, Any]:
 
 
 def build(config: ModelConfig, seed: int = 0) -> nn.Module:
-    """The module of a configuration, initialised from the seed; torch's global random state is left as it was."""
+    """The module of a configuration, initialised from the seed; torch's global random state is left as it was.
+
+    `config_of` tells the configuration of what is built here, and of its copies.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return config.module()
+        module = config.module()
+    module.__dict__["_family"] = config
+    return module
+
+
+def config_of(module: nn.Module) -> ModelConfig | None:
+    """The configuration that `build` made a module of; None for modules from elsewhere."""
+    return module.__dict__.get("_family")
 
 
 def from_dict(content: Mapping[str, Any]) -> Any:

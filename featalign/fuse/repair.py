@@ -20,7 +20,7 @@ from featalign.fuse.problem import FusionProblem
 from featalign.fuse.walk import Walk, running_order
 from featalign.spaces import affine
 from featalign.spaces.apply import gains
-from featalign.spaces.capture import stream, units_last
+from featalign.spaces.capture import kept, stream, units_last
 from featalign.spaces.graph import Layer, Site
 from featalign.spaces.moments import Moments
 
@@ -140,7 +140,8 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
     targets = interpolated(problem, alignments, places, probe) if places else {}
     order = running_order(fused, problem.cohort.example, places)
     report = []
-    with Walk(fused, probe.batched(256), [fused.get_submodule(name) for name in order]) as walk:
+    inputs = probe.batched(256)
+    with Walk(fused, inputs, [fused.get_submodule(name) for name in order]) as walk:
         for name in order:
             part = fused.get_submodule(name)
             mean, deviation = targets[name]
@@ -149,8 +150,8 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
                 continue
             moments, convolution = Moments(), isinstance(part, nn.modules.conv._ConvNd)
             with torch.no_grad():
-                for value in walk.at(part):
-                    moments.update(units_last(part.forward(value), convolution))
+                for value, batch in zip(walk.at(part), inputs):  # padded tokens do not count, as with the parents
+                    moments.update(units_last(kept(part.forward(value), batch.mask), convolution))
             found = (moments.mean, moments.variance.sqrt())
             report.append(_describe(name, found, mean, deviation))
             _rescale(part, found, mean, deviation)

@@ -6,17 +6,22 @@ No pickle is read or written. What cannot be written raises `StorageError`, what
 from featalign.storage.cache import CacheWarning, cache_folder, cached, fingerprint
 from featalign.storage.files import plain, read_json, read_text, write_bytes, write_json
 from featalign.storage.folders import atomic_folder, claim, recover, refuse_existing, require_writable
+from featalign.storage.kinds import LOADERS, kind_of, load
 from featalign.storage.names import safe_name
 from featalign.storage.temporary import sweep, writing
 from featalign.storage.tensors import load_metadata, load_tensors, save_tensors
+from featalign.storage.versions import versions
 
 __all__ = [
+    "LOADERS",
     "CacheWarning",
     "atomic_folder",
     "cache_folder",
     "cached",
     "claim",
     "fingerprint",
+    "kind_of",
+    "load",
     "load_metadata",
     "load_tensors",
     "plain",
@@ -28,6 +33,7 @@ __all__ = [
     "safe_name",
     "save_tensors",
     "sweep",
+    "versions",
     "write_bytes",
     "write_json",
     "writing",

@@ -92,6 +92,10 @@ class StudyResult:
         """The headline table; the first frame unless the study says more."""
         return self.frames[next(iter(self.rows))]
 
+    def neighbour(self, name: str) -> Any:
+        """The module beside the one that defines the result: `page` and `figures` read results, never the reverse."""
+        return importlib.import_module(f"{type(self).__module__.rpartition('.')[0]}.{name}")
+
     @property
     def figures(self) -> dict[str, go.Figure]:
         """The figures of the page, by name."""
@@ -179,11 +183,14 @@ class StudyResult:
 
 
 def load(folder: Path | str) -> Any:
-    """The result in a run folder of any study.
+    """What a run folder holds: the result of a study, or a fused network.
 
     Raises `CorruptFile` with the path for a folder that holds none, or files of another version.
     """
     folder = Path(folder)
+    if not (folder / RESULTS).is_file():
+        importlib.import_module("featalign.fuse.result")  # it registers how fused networks are read
+        return storage.load(folder)
     content = storage.read_json(folder / RESULTS)
     kind = content.get("study") if isinstance(content, dict) else None
     if not isinstance(kind, str):

@@ -32,7 +32,8 @@ def run(module: nn.Module, example: Any, partial: bool = False) -> Tracer:
     require_weights(module)
     tracer = Tracer(module, partial)
     args, kwargs = arguments(fitted(example, module))
-    inputs = tensors_in([list(args), kwargs])
+    mask = tensors_in(kwargs.get("attention_mask"))  # what padding a batch has changes no space: code may look at it
+    inputs = [tensor for tensor in tensors_in([list(args), kwargs]) if all(tensor is not known for known in mask)]
     if not inputs:
         raise TraceError("the example holds no tensor; pass a tensor, a tuple of arguments or a dict of keywords")
     tracer.pin_input(inputs)

@@ -147,18 +147,15 @@ class CompareResult(StudyResult):
     @property
     def figures(self) -> dict[str, go.Figure]:
         """The figures of the page, by name."""
-        from featalign.studies.compare.figures import figures
-
-        return figures(self)
+        return self.neighbour("figures").figures(self)
 
     def page(self) -> str:
         from featalign.report.page import drawing
-        from featalign.studies.compare.page import compare_page
 
         if self.trials:
-            return compare_page(self)
+            return self.neighbour("page").compare_page(self)
         with drawing(self.folder or "this result"):
-            return compare_page(self)
+            return self.neighbour("page").compare_page(self)
 
     def save(self, folder: Path | str, overwrite: bool = False, saes: Path | str | None = None) -> Path:
         """Write the run folder, page, fused networks and dictionaries included; `saes` puts the latter elsewhere."""

@@ -217,9 +217,7 @@ class ToyResult(StudyResult):
         return {"losses": losses, "survival": toy.survival(self.survival)}
 
     def page(self) -> str:
-        from featalign.studies.toy.page import toy_page
-
-        return toy_page(self)
+        return self.neighbour("page").toy_page(self)
 
     def summary(self) -> str:
         """Matches, regime and winner in three lines."""
