@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _VERBS = {
     "compare": "featalign.studies.compare.run",
     "diagnose": "featalign.diagnose",
+    "federate": "featalign.studies.federate.run",
     "load": "featalign.studies.result",
 }
 _PACKAGES = (
