@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 
 _VERBS = {
     "compare": "featalign.studies.compare.run",
-    "diagnose": "featalign.diagnose",
+    "diagnose": "featalign.studies.diagnose.run",
     "federate": "featalign.studies.federate.run",
     "load": "featalign.studies.result",
 }

@@ -209,6 +209,8 @@ def _describe(hint: Any) -> str:
         if origin is tuple and arguments and Ellipsis not in arguments:
             return f"a list of {len(arguments)}: {', '.join(_describe(part) for part in arguments)}"
         return f"a list, each entry {_describe(arguments[0])}" if arguments else "a list"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "a table"
     return str(_NAMES.get(hint) or getattr(hint, "__name__", hint))
 
 

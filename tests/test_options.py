@@ -149,10 +149,10 @@ def test_required_options_and_none():
 @pytest.mark.parametrize(
     "line, message",
     [
-        ('seeds = "3"', "seeds = '3'; give a whole number"), ("hidden = 3", "hidden = 3; give a list"),
+        ('seeds = "3"', "seeds = '3'; give a whole number"), ("model_options = 3", "model_options = 3; give a table"),
         ('alpha = "x"', "alpha = 'x'; give a number"), ("k = 1e9", "k = 1000000000.0"), ("ridge = inf", "finite"),
         ("ridge = nan", "finite"), ("ridge = 0.0", "above 0"), ("mixing = 2", "between 0 and 1"),
-        ("clients = true", "a whole number"), ("seed = 3", r"did you mean 'seeds'\?"), ("hidden = [0]", "at least 1"),
+        ("clients = true", "a whole number"), ("seed = 3", r"did you mean 'seeds'\?"), ("curve = -1", "at least 0"),
         ("alpha = 0", "above 0"), ("class_counts = 1", "true or false"), ("methods = 'zip'", "a list"),
     ],
 )  # fmt: skip

@@ -18,24 +18,34 @@ from torch import nn
 from featalign.align.linear import polar
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.weights import ROTATIONS
-from featalign.spaces.apply import moved, moved_tensor, pieces_of, rebuilt
+from featalign.spaces.apply import moved, moved_tensor, pieces_of, rebuilt, unit_rows
 from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
 from featalign.transport import solve
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The spaces of one attention layer: heads as units, and the bases inside a head."""
+    """The spaces of one attention layer: heads as units, and the bases inside a head.
+
+    Attributes:
+        inner: query-key and output-value bases.
+        nested: whether these are the query heads within groups that share keys and values; the groups are heads too,
+            and hold the bases.
+    """
 
     heads: Space
-    inner: tuple[Space, ...]  # query-key and output-value
+    inner: tuple[Space, ...]
+    nested: bool = False
 
 
 def attention_layers(graph: SpaceGraph) -> list[Heads]:
     """Attention layers of a traced graph, found by the labels tracing gave their axes."""
     found = []
-    for space in graph.hidden:
-        if space.name.rpartition(".")[2] == "heads":
+    spaces = [space for space in graph.hidden if space.name.rpartition(".")[2] == "heads"]
+    for space in spaces:
+        if any(_within(space, other) for other in spaces):
+            found.append(Heads(space, (), nested=True))
+        else:
             mine = {axis.parameter for axis in (*space.writers, *space.readers)}
             inner = tuple(
                 other
@@ -46,6 +56,34 @@ def attention_layers(graph: SpaceGraph) -> list[Heads]:
             )
             found.append(Heads(space, inner))
     return found
+
+
+def _within(space: Space, other: Space) -> bool:
+    """Whether the heads lie inside those of another space (grouped queries): its entries hold all of theirs."""
+    return any(
+        axis.parameter == outer.parameter and axis.dim == outer.dim and axis.repeat * space.size == outer.repeat
+        for axis in space.writers
+        for outer in other.writers
+    )
+
+
+def match_nested(
+    layer: Heads,
+    graph: SpaceGraph,
+    maps: Mapping[str, SpaceMap],
+    source: Mapping[str, torch.Tensor],
+    target: Mapping[str, torch.Tensor],
+) -> SpaceMap:
+    """Map of query heads within groups, by their weights; `source` has the gauge of its groups applied."""
+    pieces = pieces_of(graph, maps)
+    own = {axis.parameter: axis for axis in (*layer.heads.writers, *layer.heads.readers)}
+    rows = [
+        [unit_rows(value, axis, layer.heads.size) for value in (moved_tensor(source[name], name, pieces), target[name])]
+        for name, axis in own.items()
+    ]
+    mine, theirs = (torch.cat([pair[side] for pair in rows], 1) for side in (0, 1))
+    similarity = mine @ theirs.T
+    return SpaceMap.from_plan(solve((similarity.max() - similarity).contiguous(), method="exact"))
 
 
 def match_heads(
@@ -121,21 +159,25 @@ def _blocks(
 
 
 def _part(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:
-    """`[tiles, heads, width, ...]` of a tensor, a view; packed projections (`in_proj_weight`) hold several tiles."""
+    """`[heads, width, tiles, groups, ...]` of a tensor, a view.
+
+    Packed projections (`in_proj_weight`) hold several tiles, groups of query heads several bases per head.
+    """
     if heads.dim == width.dim:
-        length = heads.tile * count * size
+        within = heads.repeat // size
+        length = heads.tile * count * within * size
         part = tensor.movedim(heads.dim, 0)[heads.offset : heads.offset + length]
-        return part.unflatten(0, (heads.tile, count, size))
-    return tensor.movedim((heads.dim, width.dim), (0, 1)).unsqueeze(0)
+        return part.unflatten(0, (heads.tile, count, within, size)).movedim((1, 3), (0, 1))
+    return tensor.movedim((heads.dim, width.dim), (0, 1))
 
 
 def _view(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:
-    return _part(tensor, heads, width, count, size).movedim(0, 2).reshape(count, size, -1).double()
+    return _part(tensor, heads, width, count, size).reshape(count, size, -1).double()
 
 
 def _write(tensor: torch.Tensor, axes: tuple[Axis, Axis], count: int, size: int, values: torch.Tensor) -> None:
     part = _part(tensor, *axes, count, size)
-    part.copy_(values.reshape(part.movedim(0, 2).shape).movedim(2, 0).to(tensor.dtype))
+    part.copy_(values.reshape(part.shape).to(tensor.dtype))
 
 
 def inner_map(space: Space) -> SpaceMap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from featalign.align.activations import Activations, cross_moments, pooled_momen
 from featalign.align.feature import FeatureMatch, match_features
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.memory import Memory
-from featalign.align.weights import incoming_rows, match_weights
+from featalign.align.weights import incoming_rows, match_weights, silent_directions
 from featalign.data.inputs import Inputs
 from featalign.dictionaries.basis import Basis
 from featalign.errors import BadOption
@@ -42,6 +43,11 @@ class Clients:
     bases: Mapping[str, tuple[Basis, Basis]] = field(default_factory=dict)
     seed: int = 0
     memory: Memory = field(default_factory=Memory, repr=False)
+
+    @cached_property
+    def states(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """State dicts of both."""
+        return self.modules[0].state_dict(), self.modules[1].state_dict()
 
     @property
     def moments(self) -> dict[str, CrossMoments]:
@@ -128,13 +134,19 @@ class Pair:
         return clients.memory.get("stream", (*clients.modules, clients.probe, self.name), make)
 
     @property
+    def silent(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Orthonormal directions `[n, k]`, `[m, l]` of source and target that no layer writes (norms aside)."""
+        modules, graphs = self.clients.modules, self.clients.graphs
+        return (
+            silent_directions(modules[0], graphs[0][self.name]),
+            silent_directions(modules[1], graphs[1][self.name]),
+        )
+
+    @property
     def incoming(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What writes each unit, `[n, features]` after the settled maps of earlier spaces and `[m, features]`."""
-        clients = self.clients
-        return (
-            incoming_rows(clients.modules[0], clients.graphs[0], self.name, self.settled, clients.modules[1]),
-            incoming_rows(clients.modules[1], clients.graphs[1], self.name),
-        )
+        (own, other), (graph, target_graph) = self.clients.states, self.clients.graphs
+        return incoming_rows(own, graph, self.name, self.settled, other), incoming_rows(other, target_graph, self.name)
 
     @property
     def bases(self) -> tuple[Basis, Basis]:

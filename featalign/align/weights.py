@@ -8,7 +8,7 @@ Source: Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -18,36 +18,40 @@ from featalign.align.maps import Alignment, SpaceMap
 from featalign.errors import ArchitectureMismatch, SpaceMismatch
 from featalign.spaces.apply import Pieces, moved_tensor, pieces_of, unit_rows
 from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
+from featalign.spaces.norms import RootMeanSquare
 from featalign.transport import solve
 
 ROTATIONS = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
+SILENT = 1e-12  # share of the energy that is written, below which a direction is silent
 _STATISTICS = ("running_mean", "running_var")  # describe the data, not the unit
 
 
 def incoming_rows(
-    module: nn.Module,
+    state: Mapping[str, torch.Tensor],
     graph: SpaceGraph,
     name: str,
     settled: Mapping[str, SpaceMap] | None = None,
-    like: nn.Module | None = None,
+    like: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Everything that writes each unit of a space, `[size, features]`, float64: weight rows and biases.
 
     Args:
+        state: state dict of the network.
         settled: maps of other spaces, applied first.
-        like: the network it is compared with; raises `SpaceMismatch` when its tensors have other dimensions.
+        like: state dict of the network it is compared with; raises `SpaceMismatch` when its tensors have other
+            dimensions.
     """
-    state, space = module.state_dict(), graph[name]
-    pieces = pieces_of(graph, settled or {})
-    other = like.state_dict() if like is not None else {}
+    space = graph[name]
+    parameters = {axis.parameter for axis in space.writers}
+    pieces = pieces_of(graph, touching(graph, parameters, settled or {}))
     rows = []
     for axis in space.writers:
         if axis.parameter.endswith(_STATISTICS):
             continue
         tensor = state[axis.parameter]
-        if like is not None and other[axis.parameter].dim() != tensor.dim():
+        if like is not None and like[axis.parameter].dim() != tensor.dim():
             raise SpaceMismatch(
-                f"'{axis.parameter}' has shapes {tuple(tensor.shape)} and {tuple(other[axis.parameter].shape)}; "
+                f"'{axis.parameter}' has shapes {tuple(tensor.shape)} and {tuple(like[axis.parameter].shape)}; "
                 "clients must share one architecture"
             )
         moved = moved_tensor(tensor, axis.parameter, pieces, skip=(axis.dim, name))
@@ -55,6 +59,23 @@ def incoming_rows(
     if not rows:
         raise SpaceMismatch(f"no weight writes space '{name}'; match it by activations")
     return torch.cat(rows, dim=1)
+
+
+def touching(graph: SpaceGraph, parameters: Iterable[str], maps: Mapping[str, SpaceMap]) -> dict[str, SpaceMap]:
+    """Those of the maps whose spaces lie in any of the parameters."""
+    spaces = {space for name in parameters for space in graph.by_parameter.get(name, ())}
+    return {name: maps[name] for name in maps.keys() & spaces}
+
+
+def silent_directions(module: nn.Module, space: Space) -> torch.Tensor:
+    """Orthonormal directions `[n, k]` of a space that nothing is written to, biases of norms aside, float64."""
+    state, rows = module.state_dict(), [torch.zeros(space.size, 1, dtype=torch.float64)]
+    for axis in space.writers:
+        if not isinstance(module.get_submodule(axis.parameter.rpartition(".")[0]), RootMeanSquare):
+            rows.append(unit_rows(state[axis.parameter], axis, space.size).cpu())
+    written = torch.cat(rows, 1)
+    values, vectors = torch.linalg.eigh(written @ written.T)
+    return vectors[:, values < SILENT * values.sum()]
 
 
 def match_weights(
@@ -105,15 +126,14 @@ class _Ascent:
         self.source, self.target = source.state_dict(), target.state_dict()
         self.graph, self.target_graph, self.rotate = graph, target_graph, rotate
         self.maps: dict[str, SpaceMap] = {}
-        self.spaces_of: dict[str, set[str]] = {}
-        for space in graph.hidden:
-            for axis in (*space.writers, *space.readers, *space.scales):
-                self.spaces_of.setdefault(axis.parameter, set()).add(space.name)
+        hidden = {space.name for space in graph.hidden}
+        self.spaces_of = {name: hidden & set(spaces) for name, spaces in graph.by_parameter.items()}
 
     def gain(self, space: Space, settled_only: bool = False) -> torch.Tensor:
         """`[m, n]`: inner product of target unit j and source unit i over the tensors that hold the space."""
         other = self.target_graph[space.name]
-        pieces = pieces_of(self.graph, self.maps)
+        parameters = {axis.parameter for axis in (*space.writers, *space.readers, *space.scales)}
+        pieces = pieces_of(self.graph, touching(self.graph, parameters, self.maps))
         total = torch.zeros(other.size, space.size, dtype=torch.float64)
         for own, theirs in self._axes(space, other):
             others = self.spaces_of[own.parameter] - {space.name}

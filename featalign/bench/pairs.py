@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from featalign.clients import Cohort, DecoderConfig
+    from featalign.clients import DecoderConfig
 
 PAIRS = ("editions", "seeds")
 VERSION = 2  # raise it when a change to training changes the weights
@@ -73,14 +73,14 @@ def language_pair(
     seed: int = 0,
     progress: bool = True,
     **options: int,
-) -> Cohort:
-    """Two character transformers (width 48, 2 blocks, 4 heads unless `options` say otherwise) as a cohort.
+) -> tuple[list[nn.Module], torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """Two character transformers (width 48, 2 blocks, 4 heads unless `options` say otherwise), probe and test set.
 
     The probe is `probe` windows of both clients' training text; `held_out` windows of other text only measure.
     """
     import torch
 
-    from featalign.clients import Cohort, DecoderConfig
+    from featalign.clients import DecoderConfig
     from featalign.data.text import windows
 
     train, test, alphabet = corpora(pair)
@@ -90,4 +90,4 @@ def language_pair(
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.cat([windows(tokens, config.context, probe // 2, generator) for tokens in train])[:, :-1]
     scored = windows(test, config.context, held_out, generator)
-    return Cohort.of(modules, inputs, (scored[:, :-1], scored[:, 1:]), "next-token", seed=seed)
+    return modules, inputs, (scored[:, :-1], scored[:, 1:])

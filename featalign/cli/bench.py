@@ -130,16 +130,15 @@ def bench_barrier(
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Loss between two character transformers, by the basis in which their weights are interpolated."""
-    from featalign.bench.barrier import barrier
+    from featalign.bench.barrier import barrier, barriers, curves, parents
 
     result = barrier(pair, steps=steps, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import barrier_curves
 
-        title = f"Loss between two character transformers ({result.pair})"
-        barrier_curves(result.curves, result.parents, title).write_html(figure)
-    if as_json:
-        print_rows([result.to_dict()], as_json)
-        return
-    print_rows([{str(k): v for k, v in row.items()} for row in result.to_frame().to_dict("records")], False)
-    typer.echo(f"parents {result.parents[0]:.3f} and {result.parents[1]:.3f} nats, ensemble {result.ensemble:.3f}")
+        title = f"Loss between two character transformers ({pair})"
+        barrier_curves(curves(result), parents(result), title).write_html(figure)
+    rows = [{str(key): value for key, value in row.items()} for row in barriers(result).to_dict("records")]
+    print_rows(rows, as_json)
+    if not as_json:
+        typer.echo("parents {:.3f} and {:.3f} nats".format(*parents(result)))

@@ -126,19 +126,34 @@ def avot(
 
 @app.command("diagnose")
 def diagnose_command(
-    model: Path = typer.Argument(None, metavar="[MODEL.safetensors]", help="Weights of an MLP client or fused model."),
-    run_folder: Path = typer.Option(None, "--run", metavar="DIR", help="Diagnose client A of a compare run."),
-    dataset: str = typer.Option("digits", help="Where inputs and labels come from: digits, mnist, fashion-mnist."),
+    model: Path = typer.Argument(
+        None, metavar="[FOLDER|MODEL.safetensors]", help="Folder of a client or of transformers, or weights of an MLP."
+    ),
+    run_folder: Path = typer.Option(None, "--run", metavar="DIR", help="Diagnose the first client of a compare run."),
+    dataset: str = typer.Option(None, help="Where inputs and targets come from.  [default: digits]"),
+    texts: Path = typer.Option(None, metavar="FILE", help="Inputs of a language model, one text per line."),
+    spaces: str = typer.Option(None, help="Hidden spaces separated by commas.  [default: all]"),
+    width: int = typer.Option(None, help="Latents of the dictionaries.  [default: by size, capped by the data]"),
+    seeds: int = typer.Option(None, metavar="COUNT", help="Dictionaries per layer.  [default: 2]"),
+    device: str = typer.Option(None, help="Where the network runs: cpu, cuda.  [default: cpu]"),
     out: Path = typer.Option(None, metavar="DIR", help="Folder of the page.  [default: reports/diagnose-NAME]"),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing folder."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
-    """Is a network polysemantic, layer by layer, beyond what its controls show? Writes a self-contained page."""
-    from featalign.diagnose import run
+    """Is a network superposed, did training change it, what do its units carry? Writes a self-contained page."""
+    from featalign.studies.diagnose.config import DiagnoseRunConfig
+    from featalign.studies.diagnose.run import run
 
-    found = run(model, run_folder, dataset, out, overwrite, progress=not quiet)
-    for name, layer in found.layers.items():
-        typer.echo(f"{name} ({layer.units} units): {layer.verdict}")
+    given = {
+        "model": None if model is None else str(model), "run": None if run_folder is None else str(run_folder),
+        "dataset": dataset, "texts": None if texts is None else str(texts), "width": width, "device": device,
+        "spaces": tuple(spaces.replace(" ", "").split(",")) if spaces else None,
+        "seeds": tuple(range(seeds)) if seeds is not None else None,
+    }  # fmt: skip
+    values: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    found = run(DiagnoseRunConfig(**values), out, overwrite, progress=not quiet)
+    for line in found.lines():
+        typer.echo(line)
     typer.echo(f"page: {found.folder}/report.html")
 
 

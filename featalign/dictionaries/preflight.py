@@ -59,8 +59,9 @@ def inspect(activations: Activations, metadata: Mapping[str, Any] | None = None)
     if len(constant) > 0:
         shown = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
         _warn(f"{where}: {len(constant)} of {units} units are constant ({shown}); no latent can describe them")
-    spectrum = torch.linalg.svdvals(activations[:4096].double() - mean) ** 2
-    rank = float(spectrum.sum() ** 2 / (spectrum**2).sum().clamp_min(1e-300))
+    centred = activations[:4096].double() - mean
+    gram = centred.T @ centred if units < len(centred) else centred @ centred.T  # traces of C, without its spectrum
+    rank = float(gram.trace() ** 2 / gram.pow(2).sum().clamp_min(1e-300))
     gamma = float(mean.norm() / std.norm())
     if gamma > GAMMA_LIMIT:
         _warn(f"{where}: mean {gamma:.1f} times the spread (gamma); inputs are centred, but expect dead latents")

@@ -164,7 +164,7 @@ def _pairs(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """`(rows that the layer multiplies, targets)` for every batch."""
     convolution = isinstance(module, nn.modules.conv._ConvNd)
-    for value, (batch, held, outputs) in zip(walk.at(module), problem.activations):
+    for (batch, held, outputs), value in zip(problem.activations, walk.at(module)):
         if head == "none":
             target = targets(problem, layer, held)
         else:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from featalign.align.maps import Alignment
+from featalign.align.weights import ROTATIONS
 from featalign.errors import ProbeError
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.walk import Walk, running_order
@@ -100,7 +101,8 @@ def interpolated(
             share = torch.ones_like(mean)
             if space in alignment.maps:
                 out = alignment.maps[space].out.double()
-                mean, deviation = out @ mean, gains(out) @ deviation
+                turned = problem.graph[space].symmetry in ROTATIONS and _rigid(out)  # only the total is known then
+                mean, deviation = out @ mean, _together(deviation, len(out)) if turned else gains(out) @ deviation
                 share = (out.abs().sum(1) > 0).double()
             entry = total[name]
             total[name] = [entry[0] + weight * mean, entry[1] + weight * deviation, entry[2] + weight * share]
@@ -154,8 +156,21 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
                     moments.update(units_last(kept(part.forward(value), batch.mask), convolution))
             found = (moments.mean, moments.variance.sqrt())
             report.append(_describe(name, found, mean, deviation))
+            if problem.graph[places[name][1]].symmetry in ROTATIONS:  # no unit is special: one factor for all
+                found, deviation = (found[0], _together(found[1], len(mean))), _together(deviation, len(mean))
             _rescale(part, found, mean, deviation)
     return report
+
+
+def _rigid(out: torch.Tensor) -> bool:
+    """Whether a map `[m, n]` is orthogonal, by rows or by columns."""
+    gram = out @ out.T if len(out) <= out.shape[1] else out.T @ out
+    return bool(torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device), atol=1e-6))
+
+
+def _together(deviation: torch.Tensor, units: int) -> torch.Tensor:
+    """`[units]`: the total variance shared out evenly."""
+    return (deviation.pow(2).sum() / units).sqrt().expand(units)
 
 
 def repairable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 
 from featalign.plots.style import CATEGORIES, FEATURE, NULL, REFERENCE, label, styled
 
+CONTROL = "shuffled weights"
 
-def effective_features(layer: Mapping[str, Any], name: str = "") -> go.Figure:
-    """Distribution of effective features per unit: the layer, the shuffled-weight network and a random dictionary."""
+
+def effective_features(units: pd.DataFrame, name: str = "") -> go.Figure:
+    """Distribution of effective features per unit: the layer, the shuffled-weight network and random directions.
+
+    Args:
+        units: columns effective, control, random.
+    """
     figure = go.Figure()
     rows = (
-        ("this network", layer["per_unit"], FEATURE),
-        ("shuffled weights", layer["per_unit_control"], NULL),
-        ("random dictionary", layer["per_unit_random"], REFERENCE),
+        ("this network", "effective", FEATURE),
+        (CONTROL, "control", NULL),
+        ("random directions", "random", REFERENCE),
     )
-    for meaning, values, colour in rows:
-        kept = np.asarray([value for value in values if value is not None], dtype=float)
+    for meaning, column, colour in rows:
+        kept = units[column].to_numpy(dtype=float)
         kept = kept[np.isfinite(kept)]
         if len(kept):
             figure.add_trace(
@@ -30,57 +34,54 @@ def effective_features(layer: Mapping[str, Any], name: str = "") -> go.Figure:
                 )
             )  # fmt: skip
     figure.update_layout(showlegend=False, violingap=0.1)
-    return styled(figure, f"Effective features per unit, {label(name)}", "effective features exp(H)", "", 300)
+    styled(figure, f"Features that a unit carries, {label(name)}", "effective features of a unit", "", 300)
+    return figure.update_yaxes(automargin=True)
 
 
-def psi_curves(layer: Mapping[str, Any], name: str = "") -> go.Figure:
-    """Effective features per dimension along sparsity, one line per width; bars span the seeds, control dashed."""
+def psi_curves(sweep: pd.DataFrame, name: str = "") -> go.Figure:
+    """Effective features per unit of the layer along sparsity, one line per width; bars span the seeds, control dashed.
+
+    Args:
+        sweep: columns network, width, k, seed, l0, psi.
+    """
     figure = go.Figure()
-    rows = layer["sweep"]
-    widths = sorted({row["width"] for row in rows})
-    for network, dash in (("model", "solid"), ("control", "dash")):
+    widths = sorted(sweep["width"].unique())
+    for network, dash in (("model", "solid"), (CONTROL, "dash")):
         for place, width in enumerate(widths):
-            points = _over_seeds([r for r in rows if r["width"] == width and r["network"] == network], "psi")
-            if not points:
-                continue
-            l0, mean, low, high = map(np.asarray, zip(*points))
-            figure.add_trace(
-                go.Scatter(
-                    x=l0, y=mean, mode="lines+markers", line={"color": CATEGORIES[place], "dash": dash},
-                    name=f"width {width}" + (", shuffled weights" if network == "control" else ""),
-                    error_y={"type": "data", "symmetric": False, "array": high - mean, "arrayminus": mean - low},
-                )
-            )  # fmt: skip
-    figure.update_xaxes(type="log")
-    return styled(
-        figure, f"Superposition psi along width and sparsity, {label(name)}", "L0", "effective features / units", 380
-    )
+            own = sweep[(sweep["width"] == width) & (sweep["network"] == network)]
+            if len(own):
+                shown = f"{width} latents" + (f", {network}" if network == CONTROL else "")
+                figure.add_trace(_line(own, "psi", shown, CATEGORIES[place], dash))
+    return _along(figure, f"Effective features per unit of the layer, {label(name)}", "effective features / units", 380)
 
 
-def pareto(rows: Sequence[Mapping[str, Any]], name: str = "") -> go.Figure:
-    """Explained variance against L0 of a sweep, a line per width; the frontier is the upper left."""
+def pareto(sweep: pd.DataFrame, name: str = "") -> go.Figure:
+    """Explained variance against active latents, a line per width; the frontier is the upper left.
+
+    Args:
+        sweep: columns network, width, k, seed, l0, explained_variance.
+    """
     figure = go.Figure()
-    rows = [row for row in rows if row.get("network", "model") == "model"]
-    for place, width in enumerate(sorted({row["width"] for row in rows})):
-        points = _over_seeds([row for row in rows if row["width"] == width], "explained_variance")
-        l0, mean, low, high = map(np.asarray, zip(*points))
-        figure.add_trace(
-            go.Scatter(
-                x=l0, y=mean, mode="lines+markers", name=f"width {width}", line={"color": CATEGORIES[place]},
-                error_y={"type": "data", "symmetric": False, "array": high - mean, "arrayminus": mean - low},
-            )
-        )  # fmt: skip
-    figure.update_xaxes(type="log")
-    return styled(
-        figure, f"Explained variance against sparsity, {label(name)}", "L0", "held-out explained variance", 340
-    )
+    own = sweep[sweep["network"] == "model"]
+    for place, width in enumerate(sorted(own["width"].unique())):
+        rows = own[own["width"] == width]
+        figure.add_trace(_line(rows, "explained_variance", f"{width} latents", CATEGORIES[place]))
+    return _along(figure, f"Explained variance against sparsity, {label(name)}", "explained variance", 340)
 
 
-def _over_seeds(rows: Sequence[Mapping[str, Any]], value: str) -> list[tuple[float, float, float, float]]:
-    """`(L0, mean, low, high)` per k."""
-    points = []
-    for k in sorted({row["k"] for row in rows}):
-        own = [row for row in rows if row["k"] == k]
-        values = [row[value] for row in own]
-        points.append((float(np.mean([r["l0"] for r in own])), float(np.mean(values)), min(values), max(values)))
-    return points
+def _along(figure: go.Figure, title: str, y: str, height: int) -> go.Figure:
+    figure.update_xaxes(type="log", dtick="D2")
+    return styled(figure, title, "active latents per sample (L0)", y, height)
+
+
+def _line(rows: pd.DataFrame, value: str, name: str, colour: str, dash: str = "solid") -> go.Scatter:
+    """Mean over seeds for every k; bars from the lowest to the highest seed."""
+    groups = rows.groupby("k", sort=True)
+    mean, low, high = groups[value].mean(), groups[value].min(), groups[value].max()
+    return go.Scatter(
+        x=groups["l0"].mean().tolist(), y=mean.tolist(), mode="lines+markers", name=name,
+        line={"color": colour, "dash": dash},
+        error_y={
+            "type": "data", "symmetric": False, "array": (high - mean).tolist(), "arrayminus": (mean - low).tolist()
+        },
+    )  # fmt: skip

@@ -151,6 +151,7 @@
     function thumbs(indices) {
       const box = make("div", "thumbs");
       indices.forEach((index) => box.append(thumb(data, index, data.classes[data.inputs[index].label] ?? "")));
+      if (!indices.length) box.append(make("span", "facts", "no input that the cards look through activates it"));
       return box;
     }
 
@@ -173,19 +174,23 @@
       box.id = "card";
       box.append(make("h3", "", (kind === "units" ? "Unit " : "Feature ") + entry.id));
       if (kind === "units") {
-        box.append(says(entry.effective + " effective features; shares of its variance:"), links("features", entry.features));
+        const kinds = entry.kinds === null ? "" : "; " + entry.kinds + " kinds of inputs drive it";
+        box.append(says(entry.effective + " effective features" + kinds + "; shares of its variance:"),
+          links("features", entry.features));
         box.append(says("inputs that drive it most"), thumbs(entry.inputs));
         if (entry.profile.length) box.append(says("class profile"), profile(entry.profile));
         return box;
       }
-      box.append(says("fires on " + percent(entry.density, 1) +
-        " of inputs; units it lives on, by share of the unit's variance:"), links("units", entry.units));
+      const again = entry.again === null ? "" : ", cosine with its partner of another seed " + entry.again;
+      box.append(says("fires on " + percent(entry.density, 1) + " of samples" + again +
+        "; units it lives on, by share of the unit's variance:"), links("units", entry.units));
       box.append(says("inputs that drive it most"), thumbs(entry.inputs));
       box.append(says("at the upper quartile, the median, the lower quartile and the weakest firing"), thumbs(entry.spread));
       if (entry.profile.length) box.append(says("class profile"), profile(entry.profile));
       if (entry.effect.length) box.append(says("class effect: outputs it raises, and lowers in red"), profile(entry.effect));
       entry.partners.forEach((p) =>
-        box.append(says("partner in " + p.who + ": latent " + p.latent + ", correlation " + p.score)));
+        box.append(says("partner in " + p.who + ": latent " + p.latent + ", correlation " + p.score +
+          (p.tie === undefined ? "" : " (a tie with latent " + p.tie + ")"))));
       return box;
     }
 
@@ -196,8 +201,8 @@
       root.append(tabs([["units", "units"], ["features", "features"]], state.kind,
         (kind) => { state.kind = kind; state.id = null; draw(); }, "kind"));
       const cards = data.spaces[state.space][state.kind];
+      root.append(make("p", "note", data.spaces[state.space].facts));
       if (!cards.length) {
-        root.append(make("p", "note", "No cards: activations of this layer are not one row per input."));
         return;
       }
       if (state.id === null) state.id = cards[0].id;

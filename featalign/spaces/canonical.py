@@ -162,10 +162,15 @@ def _fold(result: nn.Module, template: nn.Module, norm: Norm, readers: list[str]
     """Move a norm's gain (and bias) into its readers; neutral parameters in the template."""
     layers: list[Any] = [result.get_submodule(name) for name in readers]
     folded = norm.bias if all(layer.bias is not None for layer in layers) else None
+    kept = None if norm.bias is None or folded is not None else norm.bias / norm.gain
+    level = 0.0 if kept is None else kept.mean()
     for layer in layers:
         weight = affine.matrix(layer).double()
         bias = None if folded is None else layer.bias.detach().double() + weight @ folded
-        affine.write(layer, weight * norm.gain.to(weight.device), bias)
+        weight = weight * norm.gain.to(weight.device)
+        if norm.centring:  # what is normed has no mean: readers keep what they make of the bias's, taken as one
+            weight = weight + weight.mean(1, keepdim=True) * (level - 1)
+        affine.write(layer, weight, bias)
     part: Any = template.get_submodule(norm.name)
     with torch.no_grad():
         if getattr(part, "weight", None) is not None:
@@ -175,9 +180,8 @@ def _fold(result: nn.Module, template: nn.Module, norm: Norm, readers: list[str]
     if not norm.centring:
         result.get_submodule(norm.name).load_state_dict(part.state_dict())
         return
-    kept = None if norm.bias is None or folded is not None else norm.bias / norm.gain
     like = next(result.parameters())
-    plain = RootMeanSquare(norm.eps, None if kept is None else kept.to(like))
+    plain = RootMeanSquare(norm.eps, None if kept is None else (kept - level + 1).to(like))
     parent, _, child = norm.name.rpartition(".")
     setattr(result.get_submodule(parent), child, plain)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from featalign.errors import SpaceMismatch
@@ -186,11 +187,24 @@ class SpaceGraph:
     layers: tuple[Layer, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
-    def __getitem__(self, name: str) -> Space:
+    @cached_property
+    def by_name(self) -> dict[str, Space]:
+        """The spaces by their names."""
+        return {space.name: space for space in self.spaces}
+
+    @cached_property
+    def by_parameter(self) -> dict[str, tuple[str, ...]]:
+        """Names of the spaces that the axes of each parameter lie in."""
+        found: dict[str, dict[str, None]] = {}
         for space in self.spaces:
-            if space.name == name:
-                return space
-        raise SpaceMismatch(f"no space '{name}'; the network has: {', '.join(s.name for s in self.spaces)}")
+            for axis in (*space.writers, *space.readers, *space.scales):
+                found.setdefault(axis.parameter, {})[space.name] = None
+        return {name: tuple(spaces) for name, spaces in found.items()}
+
+    def __getitem__(self, name: str) -> Space:
+        if name not in self.by_name:
+            raise SpaceMismatch(f"no space '{name}'; the network has: {', '.join(self.by_name)}")
+        return self.by_name[name]
 
     @property
     def hidden(self) -> tuple[Space, ...]:

@@ -213,21 +213,23 @@ def framed(rows: Iterable[Any], row: type) -> pd.DataFrame:
     """
     columns = columns_of(row)
     if not isinstance(rows, pd.DataFrame):
-        records = [_plain_row(each) for each in rows]
-        rows = pd.DataFrame(records, columns=None if records else list(columns))
+        found = [_plain_row(each) for each in rows]
+        names = list(dict.fromkeys(name for each in found for name in each)) if found else list(columns)
+        cells = {name: pd.Series([each.get(name) for each in found], dtype=object) for name in names}
+        rows = pd.DataFrame(cells, columns=names)
     unknown = [str(name) for name in rows.columns if name not in columns]
     missing = [name for name, (_, optional) in columns.items() if name not in rows.columns and not optional]
     if unknown or missing:
         what = f"no column '{missing[0]}'" if missing else f"column '{unknown[0]}', which it does not have"
         raise CorruptFile(f"frame of {row.__name__}: {what}; columns: {', '.join(columns)}")
-    found = {}
+    typed = {}
     for name, (kind, optional) in columns.items():
         values = rows[name] if name in rows.columns else pd.Series([None] * len(rows), index=rows.index, dtype=object)
         try:
-            found[name] = _typed(values, kind, optional)
+            typed[name] = _typed(values, kind, optional)
         except (TypeError, ValueError) as error:
             raise CorruptFile(f"frame of {row.__name__}: column '{name}' holds no {_JSON[kind]}s ({error})") from error
-    return pd.DataFrame(found, columns=list(columns)).reset_index(drop=True)
+    return pd.DataFrame(typed, columns=list(columns)).reset_index(drop=True)
 
 
 def columns_of(row: type) -> dict[str, tuple[type, bool]]:
@@ -365,11 +367,18 @@ def _typed(values: pd.Series, kind: type, optional: bool) -> pd.Series:
         wrong = [value for value in values if not isinstance(value, str) and not (optional and pd.isna(value))]
         if wrong:
             raise ValueError(f"{str(wrong[0])[:40]!r}")
-        return pd.Series([None if pd.isna(value) else value for value in values], index=values.index, dtype=object)
+        return pd.Series([None if pd.isna(v) else _unicode(v) for v in values], index=values.index, dtype=object)
     if kind is float:
         return pd.to_numeric(values).astype("float64")
+    if kind is bool and not all(isinstance(value, (bool, np.bool_)) for value in values):
+        raise ValueError("give true or false")
     dtype: Any = "Int64" if optional and kind is int else _DTYPES[kind]
-    return values.astype(dtype)
+    return (values if kind is bool else pd.to_numeric(values)).astype(dtype)
+
+
+def _unicode(text: str) -> str:
+    """The text with half a surrogate pair, which no table or page can hold, written as its escape."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -131,7 +131,7 @@ def test_other_families_and_clients_without_samples(tmp_path):
         ({"methods": ("zip",), "options": {"ot-acts": {"cost": "correlation"}}}, "not among methods"),
         ({"options": {"ot-acts": 3}}, "table of options"),
         ({"mixing": 2}, "between 0 and 1"),
-        ({"ridge": 0}, "positive"),
+        ({"ridge": 0}, "above 0"),
         ({"curve": "many"}, "curve"),
         ({"mixing": float("nan")}, "mixing"),
     ],

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from featalign.align.heads import attention_layers, inner_map, match_heads
+import torch
+
+from featalign.align.heads import attention_layers, gauged_state, inner_map, match_heads, match_nested
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.pair import Clients, Pair
 from featalign.align.weights import ROTATIONS, match_weights
@@ -113,10 +115,16 @@ def align(clients: Clients, name: str, **options: Any) -> Alignment:
         }
         found = match_weights(*clients.modules, *clients.graphs, seed=clients.seed, fixed=fixed)
         maps = {name: found.maps[name] for name in found.maps if name not in inside}
-    gauge = {}
+    gauge: dict[str, torch.Tensor] = {}
     source, target = (module.state_dict() for module in clients.modules)
-    for layer in layers:
-        maps[layer.heads.name], turned = match_heads(layer, graph, maps, source, target)
+    groups, nested = ([layer for layer in layers if layer.nested is kind] for kind in (False, True))
+    for layer in (*groups, *nested, *(groups if nested else ())):  # groups again once the heads within them are matched
+        if layer.nested:
+            gauged = gauged_state(clients.modules[0], graph, gauge)
+            maps[layer.heads.name] = match_nested(layer, graph, maps, gauged, target)
+            continue
+        others = {name: found for name, found in maps.items() if name != layer.heads.name}
+        maps[layer.heads.name], turned = match_heads(layer, graph, others, source, target)
         gauge.update(turned)
         maps.update({space.name: inner_map(space) for space in layer.inner})
     ordered = {space.name: maps[space.name] for space in graph.hidden}

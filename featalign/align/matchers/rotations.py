@@ -15,7 +15,8 @@ from featalign.spaces.graph import Symmetry
 def procrustes(pair: Pair, *, center: bool = False) -> SpaceMap:
     """Rotation that explains most of the target's activations; units elsewhere.
 
-    A stream is read at every depth. Uncentred by default: rotations fix the origin. Source: Schonemann 1966.
+    A stream is read at every depth. Uncentred by default: rotations fix the origin. Directions that no layer writes
+    (the mean, under LayerNorm) are carried into each other. Source: Schonemann 1966.
     """
     moments = pair.stream_moments
     second = moments.covariance_ab
@@ -23,6 +24,10 @@ def procrustes(pair: Pair, *, center: bool = False) -> SpaceMap:
     if not center:
         second = second + torch.outer(moments.mean_a, moments.mean_b)
         energy_a, energy_b = energy_a + moments.mean_a.pow(2).sum(), energy_b + moments.mean_b.pow(2).sum()
+    mine, theirs = pair.silent
+    if mine.shape[1] == theirs.shape[1]:
+        second = second - mine @ (mine.T @ second)
+        second = second - (second @ theirs) @ theirs.T
     found = rotation(second.T)
     explained = 2 * (found.out * second.T).sum() - energy_a
     return SpaceMap(found.out, found.into, found.symmetry, float(1 - explained / energy_b.clamp_min(1e-30)))

@@ -59,7 +59,10 @@ class CompareConfig:
         if self.mixing is not None and not 0 <= self.mixing <= 1:
             raise BadOption(f"mixing = {self.mixing}; the weight of the first client lies between 0 and 1")
         if self.ridge <= 0:
-            raise BadOption(f"ridge = {self.ridge}; give a positive number")
+            raise BadOption(f"ridge = {self.ridge}; give a number above 0")
+        for name, high in (("augmented", 10_000_000), ("curve", 1001), ("expansion", 1000), ("k", 10_000)):
+            if getattr(self, name) > high:
+                raise BadOption(f"{name} = {getattr(self, name)}; give at most {high}")
         if doubled := [name for name in self.methods if self.methods.count(name) > 1]:
             raise BadOption(f"method '{doubled[0]}' is named twice")
         for method, values in self.options.items():
@@ -132,7 +135,7 @@ class RunConfig(CompareConfig):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
         if self.alpha <= 0:
-            raise BadOption(f"alpha = {self.alpha}; give a positive number")
+            raise BadOption(f"alpha = {self.alpha}; give a number above 0")
         object.__setattr__(self, "model_options", storage.plain(self.model_options))
 
     @property

@@ -122,7 +122,7 @@ def _scores(result: CompareResult) -> Section:
     for name, row in table.iterrows():
         values = [by(metric, row[metric.name], row["std"], int(row["seeds"]))]
         for each in others:
-            own: dict[str, Any] = more[each.name].loc[str(name)].to_dict()
+            own: dict[Any, Any] = more[each.name].loc[str(name)].to_dict()
             values.append(by(each, float(own[each.name]), float(own["std"]), int(own["seeds"])))
         gains = [signed(metric, row["to_best_client"]), signed(metric, row["to_ensemble"])]
         rows.append([name, *values, *gains, f"{row['seconds']:.2f}" if row["method"] else "–"])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def by(metric: Metric, value: float, std: float, seeds: int) -> str:
     """A mean with its standard deviation, where there are several seeds, in the metric's unit."""
-    return with_spread(metric.shown(value), metric.shown(std), seeds)
+    return with_spread(metric.shown(value), metric.shown(std) if metric.unit == "%" else f"{std:.2g}", seeds)
 
 
 def signed(metric: Metric, gain: float) -> str:
