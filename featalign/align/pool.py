@@ -7,6 +7,8 @@ read; the in-map is the least-squares reading of each client's units from the ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from featalign.errors import BadOption
@@ -14,37 +16,75 @@ from featalign.errors import BadOption
 SAME = 1e-5  # relative rest up to which a unit is the duplicate of a chosen one
 
 
-def select_columns(gram: torch.Tensor, cross: torch.Tensor, count: int) -> list[int]:
+def select_columns(
+    gram: torch.Tensor | Sequence[torch.Tensor], cross: torch.Tensor | Sequence[torch.Tensor], count: int
+) -> list[int]:
     """Greedy column-subset selection: `count` units whose span explains most of the targets.
 
     At each step the unit that lowers the squared error of regressing the targets on the chosen units most is taken
     (orthogonal matching pursuit with several targets), and everything is deflated by it. Only Gram matrices are needed.
-    When the chosen units explain everything, the rest are those least like any chosen one.
+    Several of them, with as many targets, stand for several readers of the same units: their gains are summed. When
+    the chosen units explain everything, the rest are those least like any chosen one.
 
     Raises `BadOption` when the pool is smaller than `count`.
     """
-    if count > len(gram):
-        raise BadOption(f"cannot choose {count} units from a pool of {len(gram)}; lower the fused width")
-    residual, cross = gram.diagonal().clone(), cross.clone()
-    initial = residual.clone().clamp_min(1e-12)
-    free = torch.ones(len(gram), dtype=torch.bool)
-    factor = gram.new_zeros(len(gram), count)  # pivoted Cholesky: the deflated Gram matrix is never formed
+    grams = [gram] if isinstance(gram, torch.Tensor) else list(gram)
+    crosses = [each.clone() for each in ([cross] if isinstance(cross, torch.Tensor) else cross)]
+    size = len(grams[0])
+    if count > size:
+        raise BadOption(f"cannot choose {count} units from a pool of {size}; lower the fused width")
+    residuals = [each.diagonal().clone() for each in grams]
+    initials = [each.clone().clamp_min(1e-12) for each in residuals]
+    free = torch.ones(size, dtype=torch.bool)
+    factors = [each.new_zeros(size, count) for each in grams]  # pivoted Cholesky: no Gram matrix is deflated
     chosen: list[int] = []
     for step in range(count):
-        usable = free & (residual > 1e-12 * initial)
+        fresh = [residual > 1e-12 * initial for residual, initial in zip(residuals, initials)]
+        usable = free & torch.stack(fresh).any(0)
         if usable.any():
-            gain = cross.pow(2).sum(1) / residual.clamp_min(1e-12)
+            gain = sum(
+                torch.where(new, each.pow(2).sum(1) / residual.clamp_min(1e-12), torch.zeros_like(residual))
+                for new, each, residual in zip(fresh, crosses, residuals)
+            )
             best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())
-            column = gram[:, best] - factor[:, :step] @ factor[best, :step]
-            factor[:, step] = column / residual[best].sqrt()
-            cross -= torch.outer(factor[:, step], cross[best] / residual[best].sqrt())
-            residual -= factor[:, step].square()
+            for new, each, residual, factor, moments in zip(fresh, crosses, residuals, factors, grams):
+                if not new[best]:
+                    continue
+                column = moments[:, best] - factor[:, :step] @ factor[best, :step]
+                factor[:, step] = column / residual[best].sqrt()
+                each -= torch.outer(factor[:, step], each[best] / residual[best].sqrt())
+                residual -= factor[:, step].square()
         else:
             index = torch.as_tensor(chosen, dtype=torch.long)
-            alike = gram[:, index].pow(2) / torch.outer(initial, initial[index])
-            apart = 1 - (alike.amax(1) if chosen else torch.zeros_like(initial))
+            alike = grams[0][:, index].pow(2) / torch.outer(initials[0], initials[0][index])
+            apart = 1 - (alike.amax(1) if chosen else torch.zeros_like(initials[0]))
             best = int(torch.where(free, apart, torch.full_like(apart, -1.0)).argmax())
         free[best] = False
+        chosen.append(best)
+    return chosen
+
+
+def select_groups(gram: torch.Tensor, cross: torch.Tensor, count: int, size: int) -> list[int]:
+    """Greedy choice of `count` groups of `size` neighbouring columns (heads) that together explain most of the targets.
+
+    Raises `BadOption` when there are fewer groups.
+    """
+    groups = len(gram) // size
+    if count > groups:
+        raise BadOption(f"cannot choose {count} heads from a pool of {groups}; lower the number of heads")
+    gram, cross = gram.clone(), cross.clone()
+    faint = 1e-10 * gram.diagonal().mean().clamp_min(1e-300) * torch.eye(size, dtype=gram.dtype)
+    chosen: list[int] = []
+    for _ in range(count):
+        blocks = torch.stack([gram[g * size : (g + 1) * size, g * size : (g + 1) * size] for g in range(groups)])
+        solved = torch.linalg.solve(blocks + faint, cross.unflatten(0, (groups, size)))
+        gain = (solved * cross.unflatten(0, (groups, size))).sum((1, 2))
+        gain[chosen] = -torch.inf
+        best = int(gain.argmax())
+        mine = slice(best * size, (best + 1) * size)
+        reading = torch.linalg.solve(blocks[best] + faint, gram[mine])
+        cross = cross - reading.T @ cross[mine]
+        gram = gram - gram[:, mine] @ reading
         chosen.append(best)
     return chosen
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from featalign.fuse.methods.registry import Proposal, require
 from featalign.fuse.problem import FusionProblem
-from featalign.fuse.refit import LayerFit, map_targets
+from featalign.fuse.refit import LayerFit
 from featalign.fuse.refit import refit as refit_layers
 from featalign.fuse.repair import LayerRepair, is_deep
 from featalign.fuse.repair import repair as repair_statistics
@@ -46,14 +46,16 @@ def solve(
     ready = proposal.module is not None
     module = apply_rule(problem, proposal.alignments) if proposal.module is None else copy.deepcopy(proposal.module)
     with_refit = not ready and (entry.refit == "required" or (refit and entry.refit != "none"))
-    with_repair = not ready and (is_deep(problem) if repair is None else repair)
+    with_repair = not ready and proposal.statistics and (is_deep(problem) if repair is None else repair)
     fits: list[LayerFit] = []
     repairs: list[LayerRepair] = []
     if with_repair and problem.averaged:
         repairs = repair_statistics(problem, module, proposal.alignments)
     if with_refit and problem.averaged:
-        targets = proposal.targets or map_targets(proposal.alignments)
-        fits = refit_layers(problem, module, proposal.alignments, targets, proposal.exact_first, ridge, head)
+        fits = refit_layers(
+            problem, module, proposal.alignments, proposal.targets, proposal.exact_first, ridge, head,
+            proposal.statistics,
+        )  # fmt: skip
     seconds = time.perf_counter() - began
     return FusionResult(
         method, bound, with_refit, module, proposal.alignments, tuple(fits), proposal.matches, proposal.notes, seconds,

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from featalign.align.heads import attention_layers
 from featalign.fuse.code import code_layers
 from featalign.fuse.problem import FusionProblem
 from featalign.registry import Registry
 from featalign.spaces import affine
-from featalign.spaces.graph import Symmetry
+from featalign.spaces.graph import Space, Symmetry
 
 Need = Callable[[FusionProblem], str | None]
 NEEDS: Registry[Need] = Registry("need")
@@ -86,6 +87,48 @@ def chain(problem: FusionProblem) -> str | None:
         if space.name not in writers or all(layer.reads != space.name for layer in problem.graph.layers):
             return f"space '{space.name}' is written or read by something that is no layer"
     return None if problem.graph.hidden else "there is no hidden space"
+
+
+@NEEDS.register("reducible")
+def reducible(problem: FusionProblem) -> str | None:
+    """Every hidden space is read by affine maps that are seen at work, which is where what it holds is told.
+
+    What is seen nowhere cannot be picked or projected by activations, only aligned by weights.
+    """
+    graph = problem.graph
+    known = {writer.weight: writer for writer in problem.writers}
+    for space in graph.hidden:
+        if any(other[space.name].symmetry is Symmetry.PINNED for other in problem.graphs):
+            return f"space '{space.name}' keeps its basis in some client"
+        for axis in space.readers:
+            writer = known.get(axis.parameter)
+            if writer is None:
+                return f"'{axis.parameter}' reads space '{space.name}', and what it multiplies is seen at no module"
+            if not problem.paired(writer):
+                return f"rows of '{writer.name}' are units of another space, ordered differently by every client"
+        shared = _shares_rows(problem, space)
+        if shared is not None:
+            return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
+    widths = [
+        [graph[s.name].size for s in graph.hidden if s.name.rpartition(".")[2].startswith(("qk", "ov"))]
+        for graph in problem.graphs
+    ]
+    if any(width != widths[0] for width in widths):
+        return "heads of the clients have different widths"
+    return None if graph.hidden else "there is no hidden space"
+
+
+def _shares_rows(problem: FusionProblem, space: Space) -> str | None:
+    """Another space along the same dimension of a weight, unless it belongs to attention heads."""
+    heads = {each.name for found in attention_layers(problem.graph) for each in (found.heads, *found.inner)}
+    if space.name in heads:
+        return None
+    mine = {(axis.parameter, axis.dim) for axis in space.writers}
+    for other in problem.graph.hidden:
+        places = {(axis.parameter, axis.dim, axis.repeat * axis.tile > 1) for axis in other.writers}
+        if other.name != space.name and any((*place, True) in places for place in mine):
+            return other.name
+    return None
 
 
 @NEEDS.register("one-linear-code")

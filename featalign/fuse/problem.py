@@ -16,7 +16,10 @@ from featalign.clients.cohort import Cohort
 from featalign.dictionaries.basis import Basis
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.errors import BadOption
+from featalign.fuse.writers import Writer, writers_of
 from featalign.spaces.graph import Layer, SpaceGraph
+
+TRIED = 4  # samples on which affine maps are looked for
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,29 @@ class FusionProblem:
             if space.name != layer.writes
             for site in space.sites
         )
+
+    @cached_property
+    def writers(self) -> tuple[Writer, ...]:
+        """The affine maps of the reference, in the order in which they run."""
+        module, probe = self.clients[self.reference], self.cohort.probe
+        return self.memory.get(
+            "writers", (module, probe), lambda: tuple(writers_of(module, self.graph, probe.example(TRIED)))
+        )
+
+    def paired(self, writer: Writer) -> bool:
+        """As `paired_rows`, for any affine map: other hidden spaces lie only along the rows of its weight."""
+        site = (writer.own.module, writer.own.side)
+        return not any(
+            (seen.module, seen.side) == site
+            for space in self.graph.hidden
+            if not any(axis.parameter == writer.weight and axis.dim in writer.outs for axis in space.writers)
+            for seen in space.sites
+        )
+
+    def reads_input(self, writer: Writer) -> bool:
+        """Whether the map reads what all clients read."""
+        read = [s for s in self.graph.spaces if any(axis.parameter == writer.weight for axis in s.readers)]
+        return bool(read) and all(space.pinned for space in read)
 
     def mixed(self, mixing: tuple[float, ...]) -> FusionProblem:
         """The same problem at another mixing weight; what was computed is shared."""

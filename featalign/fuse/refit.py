@@ -1,8 +1,10 @@
-"""Closed-form, label-free refit of the affine layers of a fused network, from input to output.
+"""Closed-form, label-free refit of the affine maps of a fused network, from input to output.
 
-Each layer is regressed from its inputs in the network *already fused below it* to a target pre-activation,
-`argmin |X W^T - T|^2 + ridge |W - W0|^2`, where `W0` is the aligned average. Only second moments are accumulated. Batch
-normalisations on the way have their statistics corrected before anything above them is solved.
+Each map is regressed, from what it receives in the network *already fused below it*, to what is still missing where its
+output lands: `argmin |X D^T - (T - S)|^2 + ridge |D|^2`, `D` the change of the weight, `S` what the fused network holds
+there and `T` what the clients say it should. Behind a sum (a residual stream) `S` is the whole stream so far, so that
+later layers mend the errors of earlier ones. Only second moments are accumulated. Batch normalisations on the way have
+their statistics corrected before anything above them is solved, unless the method brings its own.
 """
 
 from __future__ import annotations
@@ -16,16 +18,20 @@ from torch import nn
 
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment
-from featalign.data.batch import unwrap
 from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.repair import Statistics, correct_norm
-from featalign.fuse.walk import Walk, running_order
+from featalign.fuse.walk import Stop, Walk, passing_order
+from featalign.fuse.writers import Writer, written
 from featalign.spaces import affine
-from featalign.spaces.capture import evaluating, kept, units_last
+from featalign.spaces.apply import pieces_of
+from featalign.spaces.capture import kept, units_last
 from featalign.spaces.graph import Layer, Site
 
 AGREED = 1e-4  # relative difference of outputs up to which clients say the same
+FAINT = 1e-6  # gain of a normalisation below which nothing that is written passes
+RARE = 1e-3  # added to probabilities as weights, so that outputs nobody expects are told as well
+LARGE = 50_000_000  # numbers in one Gram matrix per output, above which all errors count alike
 Targets = Callable[[FusionProblem, Layer, Sequence[Held]], torch.Tensor]
 
 
@@ -65,136 +71,261 @@ def refit(
     problem: FusionProblem,
     fused: nn.Module,
     alignments: Sequence[Alignment],
-    targets: Targets,
+    targets: Targets | None = None,
     exact_first: bool = True,
     ridge: float = 1e-2,
     head: str | None = None,
+    statistics: bool = True,
 ) -> list[LayerFit]:
-    """Refit the affine layers of `fused` in place.
+    """Refit the affine maps of `fused` in place.
 
     Args:
-        alignments: what `fused` was made with; they move the parents' statistics of batch normalisations.
-        targets: pre-activation targets of a layer from the clients' activations, `[samples, m]`.
+        alignments: what `fused` was made with: targets are `sum_k lambda_k (O_k h_k + shift_k)`, what the clients hold
+            at the same place moved by their out-maps.
+        targets: pre-activation targets `[samples, m]` of a layer from the clients' activations, in place of these.
         exact_first: layers that read the input and whose target is a linear map of it are exact already; skip them.
         ridge: relative to the mean diagonal of the Gram matrix.
         head: one of the task's readout targets (its first by default), or "none" to keep the rule's target.
+        statistics: correct batch normalisations by the parents' statistics on the way.
 
-    Convolutions are refitted on their patches. Layers without a matrix form, those whose outputs fill several spaces
-    (the heads of an attention layer) and those that run more than once keep the rule's weights. The task's target is
-    for layers whose output is the network's output; others that write a pinned space keep the rule's.
+    Maps that run more than once, or whose rows are ordered differently by every client, keep the rule's weights. The
+    task's target is for layers whose output is the network's output; others that write a pinned space keep the rule's.
     """
     if not (ridge > 0 and ridge < float("inf")):
         raise BadOption(f"ridge = {ridge}; give a positive finite number, relative to each layer's Gram matrix")
-    layers = {layer.module: layer for layer in refittable(problem, fused)}
-    readouts = readout_layers(problem)
-    statistics = Statistics(problem, fused, alignments)
-    order = running_order(fused, problem.cohort.example, [*layers, *statistics.norms])
-    skipped = {
-        name
-        for name, layer in layers.items()
-        if exact_first and name not in readouts and problem.graph[layer.reads].pinned
-    }
-    wanted = [name for name in order if name not in skipped]
-    activations = problem.activations
-    inputs = problem.cohort.refit_inputs.batched(activations.batch_size)
-    fits = []
-    with Walk(fused, inputs, [fused.get_submodule(name) for name in wanted]) as walk:
-        for name in wanted:
-            module = fused.get_submodule(name)
-            if name in statistics.norms:
-                correct_norm(module, walk.at(module), *statistics.of(name))
+    return _Refit(problem, fused, alignments, targets, ridge, head, statistics).run(exact_first)
+
+
+class _Refit:
+    """The state of one refit."""
+
+    def __init__(
+        self,
+        problem: FusionProblem,
+        fused: nn.Module,
+        alignments: Sequence[Alignment],
+        targets: Targets | None,
+        ridge: float,
+        head: str | None,
+        statistics: bool,
+    ):
+        self.problem, self.fused, self.targets = problem, fused, targets
+        self.ridge, self.head, self.alignments = ridge, head, alignments
+        self.statistics = Statistics(problem, fused, alignments) if statistics else None
+        self.taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
+        self.pieces = {k: pieces_of(problem.graphs[k], alignments[k].maps) for k in self.taking}
+
+    def run(self, exact_first: bool) -> list[LayerFit]:
+        """Stage by stage, in the order in which they are passed."""
+        problem, stages = self.problem, self._stages(exact_first)
+        norms = [] if self.statistics is None else [Site(name, "in") for name in self.statistics.norms]
+        order = passing_order(self.fused, problem.cohort.example, [*stages, *norms])
+        inputs = problem.cohort.refit_inputs.batched(problem.activations.batch_size)
+        notes = {writer.reads for site in order for writer in stages.get(site, ())}
+        parents = [Walk(problem.clients[k], inputs, stages) for k in (() if self.targets else self.taking)]
+        fits: list[LayerFit] = []
+        with Walk(self.fused, inputs, order, notes) as walk:
+            try:
+                for parent in parents:
+                    parent.__enter__()
+                for place, site in enumerate(order):
+                    if site in stages:
+                        fits.append(self._fit(walk, parents, site, stages[site]))
+                        later = {writer.reads for other in order[place + 1 :] for writer in stages.get(other, ())}
+                        walk.forget({writer.reads for writer in stages[site]} - later)
+                    elif self.statistics is not None:
+                        values = (stop.value for stop in walk.at(site))
+                        correct_norm(self.fused.get_submodule(site.module), values, *self.statistics.of(site.module))
+            finally:
+                for parent in parents:
+                    parent.__exit__(None, None, None)
+        return fits
+
+    def _stages(self, exact_first: bool) -> dict[Site, list[Writer]]:
+        """Maps to be solved together, by where they land; with given targets every layer on its own."""
+        graph, stages = self.problem.graph, {}  # type: ignore[var-annotated]
+        for writer in self.problem.writers:
+            layer = next((each for each in graph.layers if each.module == writer.name), None)
+            exact = exact_first and not writer.readout and self.problem.reads_input(writer)
+            if writer.calls != 1 or exact or not self.problem.paired(writer):
                 continue
-            layer = layers[name]
-            used = head if name in readouts else "none"
-            pairs = _pairs(problem, walk, module, layer, targets, used)
-            fits.append(_solve(name, module, pairs, ridge))
-    return fits
+            if self.targets is None:
+                stages.setdefault(writer.lands, []).append(writer)
+            elif layer is not None and written(graph, writer):
+                stages[writer.own] = [writer]
+        return stages
+
+    def _fit(self, walk: Walk, parents: list[Walk], site: Site, writers: list[Writer]) -> LayerFit:
+        """Solve the maps that land at a site, write them back, correct what waits there."""
+        stage = _Stage(self.fused, site, writers, self.ridge, self._counts_by_share(writers[0]))
+        for stop, target in zip(walk.at(site), self._wanted(parents, site, writers)):
+            stage.add(stop, target)
+        fit = stage.solve()
+        if walk.waiting:
+            for stop in walk.at(site):
+                stage.correct(stop)
+        return fit
+
+    def _counts_by_share(self, writer: Writer) -> bool:
+        """Whether errors of a readout count as the probability that each output stands for.
+
+        So it is in log-mixtures of tasks that are scored in nats: to second order their regression is that of the
+        cross-entropy. Accuracy is served better by errors that count alike.
+        """
+        task, matrix = self.problem.cohort.task, writer.matrix(self.fused)
+        mixture = (self.head or task.heads[0]) == "log-mixture" and task.metric.unit == "nats"
+        return writer.readout and mixture and len(matrix) > 1 and matrix.numel() * matrix.shape[1] <= LARGE
+
+    def _wanted(self, parents: list[Walk], site: Site, writers: list[Writer]) -> Iterator[torch.Tensor]:
+        """Targets `[rows, m]` of every batch."""
+        problem, writer = self.problem, writers[0]
+        readout = writer.readout and self.head != "none"
+        if self.targets is not None:
+            layer = next(each for each in problem.graph.layers if each.module == writer.name)
+            for batch, held, outputs in problem.activations:
+                if readout:
+                    convolves = writer.convolves(self.fused)
+                    rows = [units_last(kept(out, batch.mask), convolves) for out in outputs]
+                    yield readout_target(problem, rows, self.head)
+                else:
+                    yield self.targets(problem, layer, held)
+            return
+        for stops in zip(*(parent.at(site) for parent in parents)):
+            rows = [_rows(stop, writer, self.fused) for stop in stops]
+            if readout:
+                yield readout_target(problem, rows, self.head, self.taking)
+            else:
+                yield self._moved(rows, site, writer)
+
+    def _moved(self, rows: list[torch.Tensor], site: Site, writer: Writer) -> torch.Tensor:
+        problem, total = self.problem, 0  # type: ignore[var-annotated]
+        for k, values in zip(self.taking, rows):
+            name = written(problem.graphs[k], writer)
+            space_map = self.alignments[k].maps.get(name) if name else None
+            if site == writer.own or space_map is None:
+                part = writer.moved(values, problem.clients[k], self.pieces[k])
+            else:
+                part = values.double() @ space_map.out.double().T
+            if space_map is not None and space_map.shift is not None:
+                part = part + space_map.shift.double()
+            total = total + problem.mixing[k] * part
+        return total  # type: ignore[return-value]
 
 
-def refittable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
-    """Affine layers that run once, write all of their space and have rows that correspond between clients."""
-    spaces = {space.name: space for space in problem.graph.spaces}
-    found = []
-    for layer in problem.graph.layers:
-        module = fused.get_submodule(layer.module)
-        if layer.calls != 1 or not problem.paired_rows(layer):
-            continue
-        if affine.is_affine(module) and len(affine.matrix(module)) == spaces[layer.writes].size:
-            found.append(layer)
-    return found
+def _rows(stop: Stop, writer: Writer, module: nn.Module) -> torch.Tensor:
+    """What waits at a site as `[rows, units]`, without padded tokens."""
+    value, outs = kept(stop.value, stop.batch.mask), len(writer.outs)
+    if outs > 1:
+        return value.flatten(-outs).reshape(-1, value.shape[-outs:].numel())
+    return units_last(value, writer.convolves(module))
 
 
-def readout_layers(problem: FusionProblem) -> set[str]:
-    """Layers whose output on the example *is* the network's output."""
-    client, graph = problem.clients[problem.reference], problem.graph
-    names = [layer.module for layer in graph.layers if layer.calls == 1 and graph[layer.writes].pinned]
-    seen: dict[str, torch.Tensor] = {}
-    handles = [
-        client.get_submodule(name).register_forward_hook(lambda _m, _a, out, n=name: seen.__setitem__(n, out))
-        for name in names
-    ]
-    try:
-        with evaluating(client):
-            outputs = unwrap(problem.cohort.example.run(client))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {
-        name
-        for name, out in seen.items()
-        if isinstance(out, torch.Tensor) and out.shape == outputs.shape and torch.equal(out, outputs)
-    }
+class _Stage:
+    """Moments of the maps that land at one site: `X^T X` and `X^T (T - S)` of their rows side by side."""
+
+    def __init__(self, fused: nn.Module, site: Site, writers: list[Writer], ridge: float, by_share: bool = False):
+        self.fused, self.site, self.writers, self.ridge, self.by_share = fused, site, writers, ridge, by_share
+        self.gains = [writer.gain(fused) for writer in writers]
+        self.takes_bias = [w.bias is not None or bool(w.norms) for w in writers]
+        self.augmented = any(self.takes_bias)
+        self.gram: Any = 0
+        self.residual: Any = 0
+        self.energy = self.before = 0.0
+
+    def add(self, stop: Stop, target: torch.Tensor) -> None:
+        """A batch."""
+        error = target.double() - _rows(stop, self.writers[0], self.fused).double()
+        inputs = [kept(stop.noted[writer.reads], stop.batch.mask) for writer in self.writers]
+        inputs = [x.float() if x.dtype.itemsize < 4 else x for x in inputs]
+        first = self.writers[0]
+        if len(self.writers) == 1 and first.layered and first.convolves(self.fused):
+            layer = first.layer(self.fused)
+            gram = affine.gram(layer, inputs[0], self.augmented)
+            residual = affine.cross(layer, inputs[0], error, self.augmented)
+        else:
+            rows = [writer.rows(self.fused, x) for writer, x in zip(self.writers, inputs)]
+            ones = [rows[0].new_ones(len(rows[0]), 1)] if self.augmented else []
+            x = torch.cat([*rows, *ones], 1)
+            if self.by_share:
+                shares = (target.softmax(1) + RARE).to(x.dtype)
+                gram = torch.stack([(x.T * share) @ x for share in shares.T]).double()
+                residual = (x.T @ (shares * error).to(x.dtype)).double()
+            else:
+                gram, residual = (x.T @ x).double(), (x.T @ error.to(x.dtype)).double()
+        self.gram, self.residual = self.gram + gram, self.residual + residual
+        counted = target.softmax(1) + RARE if self.by_share else 1.0
+        self.energy += float((counted * (target - target.mean(0)).pow(2)).sum())
+        self.before += float((counted * error.pow(2)).sum())
+
+    def solve(self) -> LayerFit:
+        """Solve and write back."""
+        gram, residual = self.gram, self.residual
+        scale = self.ridge * gram.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)[..., None, None]
+        ridged = gram + scale * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        if self.by_share:
+            change = torch.linalg.solve(ridged, residual.T[:, :, None])[:, :, 0].T
+            fitted = torch.einsum("ofg,go->fo", gram, change)
+        else:
+            change = torch.linalg.solve(ridged, residual)
+            fitted = gram @ change
+        after = self.before - 2 * float((change * residual).sum()) + float((change * fitted).sum())
+        sizes = [writer.matrix(self.fused).shape[1] for writer in self.writers]
+        parts = list(change[: sum(sizes)].split(sizes))
+        offset = change[-1] if self.augmented else None
+        self.changes = []
+        for writer, gain, part, takes in zip(self.writers, self.gains, parts, self.takes_bias):
+            part = part if gain is None else torch.where(gain.abs() > FAINT, part / gain, torch.zeros_like(part))
+            mine, offset = (offset, None) if takes else (None, offset)
+            self._write(writer, gain, part.T, mine)
+            self.changes.append((writer, gain, part.T, mine))
+        energy = max(self.energy, 1e-30)
+        name = "+".join(writer.name for writer in self.writers)
+        return LayerFit(name, 1 - self.before / energy, 1 - after / energy)
+
+    def _write(self, writer: Writer, gain: Any, change: torch.Tensor, offset: torch.Tensor | None) -> None:
+        bias = writer.offset(self.fused)
+        if bias is not None and offset is not None:
+            scaled = (
+                offset if gain is None else torch.where(gain.abs() > FAINT, offset / gain, torch.zeros_like(offset))
+            )
+            bias = bias.double() + scaled
+        elif offset is not None:
+            norm: Any = self.fused.get_submodule(writer.norms[-1])
+            with torch.no_grad():
+                if norm.bias is not None:
+                    norm.bias.add_(offset.to(norm.bias))
+                else:
+                    norm.running_mean.sub_((offset * (norm.running_var + norm.eps).sqrt()).to(norm.running_mean))
+        writer.write(self.fused, writer.matrix(self.fused).double() + change, bias)
+
+    def correct(self, stop: Stop) -> None:
+        """Add to what waits what the new weights would have added."""
+        total: Any = 0
+        for writer, gain, change, offset in self.changes:
+            x = stop.noted[writer.reads]
+            y = writer.rows(self.fused, x.float() if x.dtype.itemsize < 4 else x)
+            y = (y @ change.to(y.dtype).T).double()
+            y = y if gain is None else y * gain
+            total = total + (y if offset is None else y + offset)
+        value = stop.value
+        if self.writers[0].convolves(self.fused) and value.dim() > 2:
+            total = total.reshape(*value.movedim(1, -1).shape).movedim(-1, 1)
+        value.add_(total.reshape(value.shape).to(value))
 
 
-def readout_target(problem: FusionProblem, outputs: Sequence[torch.Tensor], head: str | None) -> torch.Tensor:
+def readout_target(
+    problem: FusionProblem, outputs: Sequence[torch.Tensor], head: str | None, taking: Sequence[int] | None = None
+) -> torch.Tensor:
     """The task's target `[rows, outputs]` from the clients' outputs; where all clients say the same, just that.
 
     Source of the default for classes: the logarithm of the averaged softmax, `log sum_k lambda_k softmax(z_k)`.
     """
-    taking = [(weight, out.double()) for weight, out in zip(problem.mixing, outputs) if weight > 0]
-    mean = torch.stack([weight * out for weight, out in taking]).sum(0)
-    apart = torch.stack([(out - taking[0][1]).abs().amax(-1) for _, out in taking]).amax(0)
-    agreed = apart <= AGREED * taking[0][1].abs().amax(-1)
-    target = problem.cohort.task.head_target(outputs, problem.mixing, problem.cohort.class_counts, head)
+    taking = range(len(problem.cohort)) if taking is None else taking
+    mixing = [problem.mixing[k] for k in taking]
+    counts = None if problem.cohort.class_counts is None else problem.cohort.class_counts[list(taking)]
+    told = [(weight, out.double()) for weight, out in zip(mixing, outputs) if weight > 0]
+    mean = torch.stack([weight * out for weight, out in told]).sum(0)
+    apart = torch.stack([(out - told[0][1]).abs().amax(-1) for _, out in told]).amax(0)
+    agreed = apart <= AGREED * told[0][1].abs().amax(-1)
+    target = problem.cohort.task.head_target(outputs, mixing, counts, head)
     return torch.where(agreed[:, None], mean, target.double())
-
-
-def _pairs(
-    problem: FusionProblem, walk: Walk, module: nn.Module, layer: Layer, targets: Targets, head: str | None
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`(rows that the layer multiplies, targets)` for every batch."""
-    convolution = isinstance(module, nn.modules.conv._ConvNd)
-    for (batch, held, outputs), value in zip(problem.activations, walk.at(module)):
-        if head == "none":
-            target = targets(problem, layer, held)
-        else:
-            target = readout_target(problem, [units_last(kept(out, batch.mask), convolution) for out in outputs], head)
-        yield affine.rows(module, kept(value, batch.mask)), target
-
-
-def _solve(name: str, module: nn.Module, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]], ridge: float) -> LayerFit:
-    """Accumulate `X^T X` and `X^T (T - X W0^T)`, solve, write the weights back."""
-    gram: Any = 0
-    residual: Any = 0
-    energy = before = 0.0
-    bias: Any = module.bias
-    augmented = bias is not None
-    initial = affine.matrix(module).double()
-    if augmented:
-        initial = torch.cat([initial, bias.detach().double()[:, None]], dim=1)
-    for x, target in pairs:
-        x = x.float() if x.dtype.itemsize < 4 else x
-        if augmented:
-            x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype, device=x.device)], dim=1)
-        error = target.double() - (x @ initial.to(x.dtype).T).double()
-        gram = gram + (x.T @ x).double()
-        residual = residual + (x.T @ error.to(x.dtype)).double()
-        energy += float((target - target.mean(0)).pow(2).sum())
-        before += float(error.pow(2).sum())
-    scale = ridge * gram.diagonal().mean().clamp_min(1e-12)
-    change = torch.linalg.solve(gram + scale * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), residual)
-    after = before - 2 * float((change * residual).sum()) + float((change * (gram @ change)).sum())
-    solution = initial + change.T
-    affine.write(module, *((solution[:, :-1], solution[:, -1]) if augmented else (solution,)))
-    energy = max(energy, 1e-30)
-    return LayerFit(name, 1 - before / energy, 1 - after / energy)

@@ -18,7 +18,7 @@ from featalign.align.maps import Alignment
 from featalign.align.weights import ROTATIONS
 from featalign.errors import ProbeError
 from featalign.fuse.problem import FusionProblem
-from featalign.fuse.walk import Walk, running_order
+from featalign.fuse.walk import Walk, passing_order
 from featalign.spaces import affine
 from featalign.spaces.apply import gains
 from featalign.spaces.capture import kept, stream, units_last
@@ -140,20 +140,20 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
     else:
         places = {layer.module: (Site(layer.module), layer.writes) for layer in repairable(problem, fused)}
     targets = interpolated(problem, alignments, places, probe) if places else {}
-    order = running_order(fused, problem.cohort.example, places)
+    order = passing_order(fused, problem.cohort.example, [Site(name, "in") for name in places])
     report = []
-    inputs = probe.batched(256)
-    with Walk(fused, inputs, [fused.get_submodule(name) for name in order]) as walk:
-        for name in order:
-            part = fused.get_submodule(name)
+    with Walk(fused, probe.batched(256), order) as walk:
+        for site in order:
+            name, part = site.module, fused.get_submodule(site.module)
             mean, deviation = targets[name]
+            values = (stop.value for stop in walk.at(site))
             if statistics.norms:
-                correct_norm(part, walk.at(part), mean, deviation)
+                correct_norm(part, values, mean, deviation)
                 continue
             moments, convolution = Moments(), isinstance(part, nn.modules.conv._ConvNd)
             with torch.no_grad():
-                for value, batch in zip(walk.at(part), inputs):  # padded tokens do not count, as with the parents
-                    moments.update(units_last(kept(part.forward(value), batch.mask), convolution))
+                for stop in walk.at(site):  # padded tokens do not count, as with the parents
+                    moments.update(units_last(kept(part.forward(stop.value), stop.batch.mask), convolution))
             found = (moments.mean, moments.variance.sqrt())
             report.append(_describe(name, found, mean, deviation))
             if problem.graph[places[name][1]].symmetry in ROTATIONS:  # no unit is special: one factor for all

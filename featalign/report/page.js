@@ -150,8 +150,9 @@
 
     function thumbs(indices) {
       const box = make("div", "thumbs");
-      indices.forEach((index) => box.append(thumb(data, index, data.classes[data.inputs[index].label] ?? "")));
-      if (!indices.length) box.append(make("span", "facts", "no input that the cards look through activates it"));
+      const known = indices.filter((index) => data.inputs[index]);
+      known.forEach((index) => box.append(thumb(data, index, data.classes[data.inputs[index].label] ?? "")));
+      if (!known.length) box.append(make("span", "facts", "no input that the cards look through activates it"));
       return box;
     }
 

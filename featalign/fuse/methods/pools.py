@@ -14,11 +14,12 @@ from torch import nn
 
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.pool import reading_map, select_columns
+from featalign.align.pool import select_columns
 from featalign.errors import BadOption
 from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
-from featalign.fuse.refit import readout_layers, readout_target
+from featalign.fuse.reduce import reduced
+from featalign.fuse.refit import readout_target
 from featalign.spaces import apply_nonlinearity
 from featalign.spaces.capture import units_last
 from featalign.spaces.graph import Layer, Site, Space, Symmetry
@@ -56,29 +57,19 @@ class Chosen:
         return rows, self.index[rows] - low
 
 
-@fusion_method("zip", basis="pool", needs=("chain",), follows_mixing=True)
-def zip_neurons(problem: FusionProblem) -> Proposal:
-    """Union of all clients' units reduced to the original width by column-subset selection."""
+@fusion_method("zip", basis="pool", needs=("reducible",), follows_mixing=True)
+def zip_neurons(problem: FusionProblem, *, lean: float = 0.0) -> Proposal:
+    """All clients side by side reduced to the original width: units and heads are picked, linear spaces projected.
 
-    def units(held: Held, client: int, space: Space) -> torch.Tensor:
-        return held[problem.graphs[client][space.name].before]
-
-    chosen, pools = choose_units(problem, units, "neurons")
-    reading = {
-        space.name: reading_map(pools[space.name].gram, chosen[space.name].index) for space in problem.graph.hidden
-    }
-    alignments = []
-    for k, weight in enumerate(problem.mixing):
-        maps = {}
-        for space in problem.graph.hidden:
-            picked = chosen[space.name]
-            rows, taken = picked.of_client(k)
-            out = torch.zeros(space.size, problem.graphs[k][space.name].size, dtype=torch.float64)
-            out[rows, taken] = 1 / weight if weight > 0 else 0.0
-            into = reading[space.name][picked.offsets[k] : picked.offsets[k + 1]]
-            maps[space.name] = SpaceMap(out, into, Symmetry.LINEAR)
-        alignments.append(Alignment(maps))
-    return Proposal(tuple(alignments), notes={"units_from_client": origins(problem, chosen)})
+    `lean` between 0 and 1 moves the room that the clients are given towards the reference: 0 shares it by the mixing
+    weights, 1 keeps the reference's own units and directions. What the fused network outputs is asked for alike.
+    """
+    if not 0 <= lean <= 1:
+        raise BadOption(f"lean = {lean}; give a number between 0 (room by the mixing weights) and 1 (the reference's)")
+    room = tuple((1 - lean) * w + lean * (k == problem.reference) for k, w in enumerate(problem.mixing))
+    maps, origins = reduced(problem, room)
+    alignments = tuple(Alignment({name: found[k] for name, found in maps.items()}) for k in range(len(problem.cohort)))
+    return Proposal(alignments, statistics=False, notes={"units_from_client": origins})
 
 
 @fusion_method(
@@ -158,7 +149,7 @@ def _pools(problem: FusionProblem, pre_units: PreUnits, kind: str) -> dict[str, 
     known = set(grams)
     cross: dict[str, Any] = {}
     offsets: dict[str, tuple[int, ...]] = {}
-    readouts = readout_layers(problem)
+    readouts = {writer.name for writer in problem.writers if writer.readout}
     for _, held, outputs in problem.activations:
         for space in spaces:
             pre = [pre_units(h, k, space) for k, h in enumerate(held)]

@@ -29,11 +29,14 @@ class Proposal:
     Attributes:
         module: the fused network itself, where it is no average of moved clients; the rule, repair and refit are then
             left out, and the alignments tell how the clients relate.
+        statistics: whether those of the fused network are to be corrected by the parents'; units that come whole from
+            one client bring their own.
     """
 
     alignments: tuple[Alignment, ...]
     targets: Targets | None = None
     exact_first: bool = True
+    statistics: bool = True
     matches: Mapping[tuple[int, str], FeatureMatch] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None

@@ -107,11 +107,9 @@ def _conditions(result: DiagnoseResult) -> str:
             f"{dictionaries}, trained on {facts['inputs']} inputs. Everything is measured on the same inputs: figures "
             "are on training data."
         )
-    seen = {
-        "no": "which neither the network nor the dictionaries were trained on",
-        "unknown": "which the dictionaries were not trained on; whether the network was is not known",
-        "yes": "which the dictionaries were not trained on, but the network was",
-    }[facts["network_saw_held_out"]]
+    seen = "which the dictionaries were not trained on; whether the network was is not known"
+    if facts["network_saw_held_out"] == "no":
+        seen = "which neither the network nor the dictionaries were trained on"
     return (
         f"{dictionaries}, trained on {facts['inputs']} inputs. Held out means: measured on {facts['held_out']} other "
         f"inputs, {seen}. Units and latents that fire on fewer than {100 * config.firing_rate:g} % of the samples (or "
@@ -143,11 +141,10 @@ def _verdicts(result: DiagnoseResult) -> Section:
 def _browser(result: DiagnoseResult) -> Section:
     content = result.widgets["browser"]
     words = (
-        "The units that carry most features (by exp(H), explained with each layer) and the features they "
-        "carry. Click a unit to see its features, a feature to see the units it lives on. Inputs are those that drive "
-        "it most; for features also inputs at the quartiles of their firing, where a feature's label must still "
-        "hold. Cards look through "
-        f"{result.facts['inputs_of_cards']} inputs, those that dictionaries were trained on included."
+        "The units that carry most features (by exp(H), explained with each layer) and the features they carry. Click "
+        "a unit to see its features, a feature to see the units it lives on. Inputs are those that drive it most; for "
+        "features also inputs at the quartiles of their firing, where the label of a feature must still hold. Cards "
+        f"look through {result.facts['inputs_of_cards']} inputs, those that dictionaries were trained on included."
     )
     return Section("Units and features").text(words).widget("units-and-features", "diagnosis", content)
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from featalign import options
+from featalign import options, storage
+from featalign.dictionaries import Basis, Dictionary
 from featalign.studies.diagnose.config import DiagnoseConfig, DiagnoseRunConfig
 from featalign.studies.diagnose.rows import FRAMES
 from featalign.studies.diagnose.verdicts import MODEL
@@ -19,10 +22,16 @@ if TYPE_CHECKING:
 
 @study("diagnose")
 class DiagnoseResult(StudyResult):
-    """What `diagnose` and `run` return: the frames in `rows`, headline `to_frame()`, `figures`, `page()`."""
+    """What `diagnose` and `run` return: the frames in `rows`, headline `to_frame()`, `figures`, `page()`.
+
+    Attributes:
+        dictionaries: the basis that is shown of each layer; empty for a result that was loaded.
+    """
 
     rows: ClassVar[Mapping[str, type]] = FRAMES
     config_type: ClassVar[type] = DiagnoseRunConfig
+
+    dictionaries: dict[str, Basis] = field(default_factory=dict)
 
     @property
     def layers(self) -> list[str]:
@@ -102,6 +111,12 @@ class DiagnoseResult(StudyResult):
 
     def page(self) -> str:
         return self.neighbour("page").diagnosis_page(self)
+
+    def write(self, folder: Path) -> None:
+        super().write(folder)
+        for name, basis in self.dictionaries.items():
+            if isinstance(basis, Dictionary):
+                basis.save(folder / "dictionaries" / storage.safe_name(name))
 
     @classmethod
     def read_config(cls, values: Mapping[str, Any], where: str) -> DiagnoseConfig:

@@ -155,6 +155,7 @@ def _diagnose(
     seen = train if same else read(every, held, sites, seed=1)
     cards = Cards(cohort, source, held, train, seen, tokenizer)
     frames: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
     for space in tqdm(chosen, disable=not progress, desc="layers"):
         layer = _layer(cohort, space, train, seen, held, budgets[space.name], config, same, bases.get(space.name))
         frames.setdefault("layers", []).append(layer.examine())
@@ -162,6 +163,7 @@ def _diagnose(
             frames.setdefault(name, []).extend(rows)
         frames.setdefault("function", []).extend(_function(cohort, space, layer, held))
         cards.add(space, layer)
+        shown[space.name] = layer.bases[MODEL]
     frames.setdefault("layers", []).extend(skipped)
     known = {
         **facts,
@@ -174,7 +176,7 @@ def _diagnose(
         "notes": list(dict.fromkeys([*notes, *cohort.notes])),
     }
     widgets = {"browser": cards.content()} if chosen else {}
-    return DiagnoseResult(config, frames, known, {}, widgets)
+    return DiagnoseResult(config, frames, known, {}, widgets, dictionaries=shown)
 
 
 def _split(source: Inputs, held: Inputs | None, config: DiagnoseConfig) -> tuple[Inputs, Inputs]:

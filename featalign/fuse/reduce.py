@@ -1,0 +1,328 @@
+"""Reductions of the joint space: what every fused space holds, `z = J [a_1; ...; a_K]`.
+
+Behind an elementwise nonlinearity or a norm with gains, `J` picks units: one choice for every depth of a stream, by the
+summed greedy gains over all the maps that read it. Heads are picked whole, by how much of what attention adds to the
+reduced stream their outputs explain. A linear space is projected on the leading directions of the joint second moment of
+everything that is read from it: behind a norm every position counts as the norm scales it. No alignment is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from featalign.align.activations import Held
+from featalign.align.heads import attention_layers
+from featalign.align.maps import SpaceMap
+from featalign.align.pool import reading_map, select_columns, select_groups
+from featalign.data.batch import Batch
+from featalign.fuse.problem import FusionProblem
+from featalign.fuse.refit import readout_target
+from featalign.fuse.writers import Writer, written
+from featalign.spaces.capture import fitting_batch, kept, stream, units_last
+from featalign.spaces.graph import Axis, Site, Space, Symmetry
+
+LINEAR = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
+FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
+RANK = 1e-10  # relative energy below which a direction is not used
+Maps = dict[str, tuple[SpaceMap, ...]]
+
+
+@dataclass(frozen=True)
+class Roles:
+    """How each hidden space is reduced.
+
+    Attributes:
+        projected, selected: linear spaces, and those whose units are picked.
+        heads: spaces of attention heads.
+        inner: spaces inside heads, which follow their head.
+        readers: by space, the maps that read it and where it lies in what they read.
+    """
+
+    projected: tuple[Space, ...]
+    selected: tuple[Space, ...]
+    heads: tuple[Space, ...]
+    inner: tuple[Space, ...]
+    readers: Mapping[str, tuple[tuple[Writer, Axis], ...]]
+
+
+def roles(problem: FusionProblem) -> Roles:
+    """The role of every hidden space of a problem."""
+    graph = problem.graph
+    attention = attention_layers(graph)
+    heads = {found.heads.name for found in attention}
+    inner = {space.name for found in attention for space in found.inner}
+    readers = {
+        space.name: tuple((w, axis) for w in problem.writers if (axis := w.reading(space)) is not None)
+        for space in graph.hidden
+    }
+    plain = [space for space in graph.hidden if space.name not in heads | inner]
+    return Roles(
+        tuple(space for space in plain if space.symmetry in LINEAR),
+        tuple(space for space in plain if space.symmetry not in LINEAR),
+        tuple(space for space in graph.hidden if space.name in heads),
+        tuple(space for space in graph.hidden if space.name in inner),
+        readers,
+    )
+
+
+def reduced(problem: FusionProblem, room: Sequence[float] | None = None) -> tuple[Maps, dict[str, list[int]]]:
+    """Maps of every client by space, and how many picked units come from each client.
+
+    `room` weighs the clients in the choice of what the fused spaces hold; the mixing weights unless given.
+    """
+    mixing, problem = problem.mixing, problem.mixed(tuple(room or problem.mixing))
+    found = roles(problem)
+    maps: Maps = {space.name: _same(problem, space) for space in found.inner}
+    joint = _joint_moments(problem, found)
+    for space in found.projected:
+        maps[space.name] = project(problem, space, joint[space.name])
+    pools = _pools(problem, found, maps)
+    origins: dict[str, list[int]] = {}
+    for space in (*found.selected, *found.heads):
+        pool = pools[space.name]
+        chosen = _chosen(problem, space, pool)
+        maps[space.name] = _picked(problem, space, pool, chosen, space in found.heads)
+        edges = pool.offsets
+        origins[space.name] = [int(((chosen >= a) & (chosen < b)).sum()) for a, b in pairwise(edges)]
+    held = {space.name for space in found.inner}
+    return {
+        name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()
+    }, origins
+
+
+def _mixed(maps: tuple[SpaceMap, ...], room: Sequence[float], mixing: Sequence[float]) -> tuple[SpaceMap, ...]:
+    """The maps for the rule, which multiplies by the mixing weights: `O_k = J_k / lambda_k`."""
+    return tuple(
+        SpaceMap(found.out * (share / weight if weight > 0 else 0.0), found.into, found.symmetry)
+        for found, share, weight in zip(maps, room, mixing)
+    )
+
+
+def _same(problem: FusionProblem, space: Space) -> tuple[SpaceMap, ...]:
+    return tuple(SpaceMap.identity(space.size, Symmetry.ORTHOGONAL) for _ in problem.clients)
+
+
+def project(problem: FusionProblem, space: Space, moment: torch.Tensor) -> tuple[SpaceMap, ...]:
+    """Maps onto the leading directions `U` of the joint second moment of `sqrt(lambda_k) a_k`.
+
+    `J_k = sqrt(lambda_k) U_k^T` turns a network fused with itself and leaves its lengths; `a_k ~ U_k z / sqrt(lambda_k)`
+    is the least-squares reading. As many directions are used as the widest client uses: a stream that is never written
+    to along its mean keeps a silent direction, without which its LayerNorm could not be given back.
+    """
+    sizes = [graph[space.name].size for graph in problem.graphs]
+    used = 1
+    for block in _blocks(moment, sizes):
+        energies = torch.linalg.eigvalsh(block)
+        used = max(used, int((energies > RANK * energies[-1].clamp_min(1e-300)).sum()))
+    directions = torch.linalg.eigh(moment)[1].flip(1)[:, : min(used, space.size)]
+    maps = []
+    for weight, part in zip(problem.mixing, directions.split(sizes)):
+        full = part.new_zeros(len(part), space.size)
+        full[:, : part.shape[1]] = part
+        share = weight**0.5 if weight > 0 else float("inf")
+        maps.append(SpaceMap((full / share).T.contiguous(), full / share, Symmetry.LINEAR))
+    return tuple(maps)
+
+
+def _blocks(moment: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
+    edges = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    return [moment[a:b, a:b] for a, b in pairwise(edges)]
+
+
+@dataclass
+class Stage:
+    """What one map reads of a space: second moments `[pool, pool]`, and with what is wanted of it, `[pool, targets]`."""
+
+    gram: Any = 0
+    cross: Any = 0
+
+
+@dataclass
+class Pool:
+    """Units (or heads, `rest` numbers each) of all clients, by the maps that read them."""
+
+    offsets: tuple[int, ...]
+    rest: int = 1
+    stages: dict[str, Stage] = field(default_factory=dict)
+    faint: Any = 0
+
+    @property
+    def gram(self) -> torch.Tensor:
+        """Second moments over all stages, with a faint trace of pre-activations."""
+        return sum(stage.gram for stage in self.stages.values()) + self.faint  # type: ignore[no-any-return]
+
+
+def _stream(problem: FusionProblem, sites: Sequence[Site]) -> Any:
+    """`(batch, activations of each client, outputs of each client)`, once over the refit inputs."""
+    size = fitting_batch(problem.clients[problem.reference], problem.cohort.refit_inputs, list(sites))
+    inputs = problem.cohort.refit_inputs.batched(size)
+    streams = [stream(module, inputs, list(sites)) for module in problem.clients]
+    for batch, *found in zip(inputs, *streams):
+        yield batch, [held for _, held in found], [outputs for outputs, _ in found]
+
+
+def _read(problem: FusionProblem, k: int, space: Space, writer: Writer, axis: Axis, held: Held) -> torch.Tensor:
+    """`[rows, units, rest]` of a space in what a map reads in client k."""
+    module = problem.clients[k]
+    x = held[writer.reads].reshape(-1, writer.width(module))
+    return writer.by_unit(x, module, _own(problem, k, space, axis), problem.graphs[k][space.name].size)
+
+
+def _own(problem: FusionProblem, k: int, space: Space, axis: Axis) -> Axis:
+    """The axis as it lies in client k, whose widths may differ."""
+    place = problem.graph[space.name].readers.index(axis)
+    return problem.graphs[k][space.name].readers[place]
+
+
+def _samples(units: torch.Tensor) -> torch.Tensor:
+    """`[rows * rest, units]`."""
+    return units.movedim(1, -1).flatten(0, 1)
+
+
+def _joint_moments(problem: FusionProblem, found: Roles) -> dict[str, torch.Tensor]:
+    """Joint second moments of `sqrt(lambda_k) a_k` over every place where a projected space is read."""
+    if not found.projected:
+        return {}
+    places = {}
+    for space in found.projected:
+        shown: dict[Site, tuple[Writer, Axis]] = {}
+        for writer, axis in found.readers[space.name]:
+            shown.setdefault(writer.reads, (writer, axis))
+        places[space.name] = list(shown.values())
+    sites = list(dict.fromkeys(writer.reads for readers in places.values() for writer, _ in readers))
+    sites = _distinct(problem, sites)
+    moments: dict[str, Any] = {space.name: 0 for space in found.projected}
+    for _, held, _ in _stream(problem, sites):
+        for space in found.projected:
+            for writer, axis in places[space.name]:
+                if writer.reads not in sites:
+                    continue
+                parts = [_samples(_read(problem, k, space, writer, axis, h)) for k, h in enumerate(held)]
+                joint = torch.cat([w**0.5 * part for w, part in zip(problem.mixing, parts)], 1).double()
+                moments[space.name] = moments[space.name] + joint.T @ joint
+    return moments
+
+
+def _distinct(problem: FusionProblem, sites: list[Site]) -> list[Site]:
+    """One site of those that show the same tensor (queries, keys and values read one stream)."""
+    _, held = next(stream(problem.clients[problem.reference], [problem.cohort.example], sites))
+    kept_sites: list[Site] = []
+    for site in sites:
+        if not any(torch.equal(held[site], held[other]) for other in kept_sites):
+            kept_sites.append(site)
+    return kept_sites
+
+
+def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
+    """Moments of the pools of all spaces whose units or heads are picked, streamed once."""
+    spaces = (*found.selected, *found.heads)
+    if not spaces:
+        return {}
+    pools = {}
+    for space in spaces:
+        sizes = [graph[space.name].size for graph in problem.graphs]
+        pools[space.name] = Pool(tuple(torch.tensor([0, *sizes]).cumsum(0).tolist()))
+    sites = list(dict.fromkeys(s for space in spaces for w, _ in found.readers[space.name] for s in (w.reads, w.own)))
+    before = {space.name: space.before for space in found.selected if space.pre is not None and space.pre.paired}
+    parts = (*problem.clients, problem.cohort.refit_inputs)
+    grams: dict[str, dict[str, Any]] = problem.memory.get("pools", parts, dict)  # the same at all mixing weights
+    known, first = set(grams), True
+    for batch, held, outputs in _stream(problem, list(dict.fromkeys([*sites, *before.values()]))):
+        for space in spaces:
+            pool, picks_heads = pools[space.name], space in found.heads
+            for writer, axis in found.readers[space.name]:
+                units = [_read(problem, k, space, writer, axis, h).double() for k, h in enumerate(held)]
+                pool.rest = units[0].shape[2] if picks_heads else 1
+                joint = torch.cat([u.flatten(1) if picks_heads else _samples(u) for u in units], 1)
+                wanted = _wanted(problem, space, writer, batch, held, outputs, units, maps)
+                stage = pool.stages.setdefault(writer.name, Stage())
+                stage.cross = stage.cross + joint.T @ wanted
+                if space.name not in known:
+                    mine = grams.setdefault(space.name, {})
+                    mine[writer.name] = mine.get(writer.name, 0) + joint.T @ joint
+                stage.gram = grams[space.name][writer.name]
+            if first and space.name in before:  # the first batch tells silent units apart
+                faint = torch.cat([h[problem.graphs[k][space.name].before] for k, h in enumerate(held)], 1).double()
+                pool.faint = FAINT * faint.T @ faint
+        first = False
+    return pools
+
+
+def _wanted(
+    problem: FusionProblem,
+    space: Space,
+    writer: Writer,
+    batch: Batch,
+    held: Sequence[Held],
+    outputs: Sequence[torch.Tensor],
+    units: Sequence[torch.Tensor],
+    maps: Maps,
+) -> torch.Tensor:
+    """What a map wants of the space it reads, `[samples, targets]`.
+
+    The task's target of a readout; what is added to a reduced stream; else the outputs of all clients, weighted by the
+    square root of their mixing weights. Where patches or flattened positions are read, the units themselves as
+    strongly as they are multiplied.
+    """
+    module = problem.clients[problem.reference]
+    whole = not writer.convolves(module) and units[0][0].numel() == writer.width(module)
+    taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
+    if not whole or (units[0].shape[2] > 1 and written(problem.graph, writer) not in maps):
+        parts = [problem.mixing[k] ** 0.5 * _strength(problem, k, space, writer) * _samples(units[k]) for k in taking]
+        return torch.cat(parts, 1)
+    if writer.readout:
+        rows = [units_last(kept(out, batch.mask), False) for out in outputs]
+        return readout_target(problem, rows, None)
+    target = written(problem.graph, writer)
+    own = [h[writer.own].reshape(len(units[k]), -1).double() for k, h in enumerate(held)]
+    if target in maps:
+        return sum(problem.mixing[k] * own[k] @ maps[target][k].out.T for k in taking)  # type: ignore[return-value]
+    return torch.cat([problem.mixing[k] ** 0.5 * own[k] for k in taking], 1)
+
+
+def _strength(problem: FusionProblem, k: int, space: Space, writer: Writer) -> torch.Tensor:
+    """`[n]`: norm of everything that a map of client k multiplies with each unit."""
+    axis = _own(problem, k, space, next(a for w, a in roles(problem).readers[space.name] if w == writer))
+    weight = problem.clients[k].get_parameter(writer.weight).detach().double().movedim(axis.dim, 0)
+    size = problem.graphs[k][space.name].size
+    part = weight[axis.offset : axis.offset + axis.tile * size * axis.repeat]
+    return part.reshape(axis.tile, size, -1).pow(2).sum((0, 2)).sqrt()
+
+
+def _chosen(problem: FusionProblem, space: Space, pool: Pool) -> torch.Tensor:
+    """Positions in the pool, in order; clients of weight zero are left out while the others have enough."""
+    edges = pool.offsets
+    weights = torch.cat([torch.full((b - a,), w) for w, (a, b) in zip(problem.mixing, pairwise(edges))])
+    active = torch.nonzero(weights > 0).ravel()
+    if len(active) < space.size:
+        active = torch.arange(len(weights))
+    columns = (active[:, None] * pool.rest + torch.arange(pool.rest)).flatten()
+    grams = [stage.gram[columns][:, columns] for stage in pool.stages.values()]
+    crosses = [stage.cross[columns] for stage in pool.stages.values()]
+    if isinstance(pool.faint, torch.Tensor):
+        grams = [gram + pool.faint[columns][:, columns] for gram in grams]
+    if pool.rest > 1:
+        picked = select_groups(grams[0], crosses[0], space.size, pool.rest)
+    else:
+        picked = select_columns(grams, crosses, space.size)
+    return active[torch.as_tensor(picked)].sort().values
+
+
+def _picked(
+    problem: FusionProblem, space: Space, pool: Pool, chosen: torch.Tensor, heads: bool
+) -> tuple[SpaceMap, ...]:
+    """Out-maps that pick, in-maps that read what was not picked from what was (heads are read as they are)."""
+    reading = None if heads else reading_map(pool.gram, chosen)
+    maps = []
+    for weight, (low, high) in zip(problem.mixing, pairwise(pool.offsets)):
+        rows = torch.nonzero((chosen >= low) & (chosen < high)).ravel()
+        out = torch.zeros(len(chosen), high - low, dtype=torch.float64)
+        out[rows, chosen[rows] - low] = 1 / weight if weight > 0 else 0.0
+        into = (out > 0).double().T.contiguous() if reading is None else reading[low:high]
+        maps.append(SpaceMap(out, into, Symmetry.LINEAR))
+    return tuple(maps)

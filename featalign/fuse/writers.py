@@ -1,0 +1,272 @@
+"""Affine maps inside a network, whoever holds their weights: what they read, what they write, and where that lands.
+
+A layer with a matrix form (Linear, Conv, GPT-2's Conv1D) and a bare parameter that a module multiplies with (the
+projections of a HookedTransformer) are alike here. Where a bare parameter is multiplied is found by trying: the input
+`x` and the output `y` among the tensors that pass modules, with `y = x W^T + b`. What is written to a stream lands
+where it is added to something; that is found by trying, too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import nn
+
+from featalign.data.batch import Batch, unwrap
+from featalign.fuse.walk import watch
+from featalign.spaces import affine
+from featalign.spaces.apply import Pieces, moved_tensor
+from featalign.spaces.capture import evaluating, units_last
+from featalign.spaces.graph import Axis, Site, Space, SpaceGraph
+
+EXACT = 1e-4  # relative error of float32 arithmetic, generously
+NORMS = nn.modules.batchnorm._BatchNorm
+Event = tuple[Site, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """An affine map `y = x W^T + b` of a network.
+
+    Attributes:
+        name: the layer, or the parameter where no layer has a matrix form.
+        weight, bias: parameters; `bias` is None where there is none.
+        reads, own: sites where `x` and `y` alone are seen.
+        outs, ins: dimensions of the weight, in the order in which they lie along `y` and `x`.
+        calls: how often it runs.
+        layered: whether `name` is a layer with a matrix form.
+        lands: where what it writes is complete: `own`, or the first site behind the sum that it is a part of.
+        norms: batch normalisations between `own` and `lands`.
+        readout: whether `y` is the network's output.
+    """
+
+    name: str
+    weight: str
+    bias: str | None
+    reads: Site
+    own: Site
+    outs: tuple[int, ...]
+    ins: tuple[int, ...]
+    calls: int = 1
+    layered: bool = True
+    lands: Site = Site("")
+    norms: tuple[str, ...] = ()
+    readout: bool = False
+
+    def layer(self, module: nn.Module) -> nn.Module:
+        """The submodule that owns the weight."""
+        return module.get_submodule(self.weight.rpartition(".")[0])
+
+    def convolves(self, module: nn.Module) -> bool:
+        """Whether positions follow channels in what it reads and writes."""
+        return isinstance(self.layer(module), nn.modules.conv._ConvNd)
+
+    def matrix(self, module: nn.Module) -> torch.Tensor:
+        """`[out, fan-in]`."""
+        weight = module.get_parameter(self.weight).detach()
+        return weight.permute(self.outs + self.ins).reshape(prod(weight.shape[d] for d in self.outs), -1)
+
+    def offset(self, module: nn.Module) -> torch.Tensor | None:
+        """The bias `[out]`."""
+        return None if self.bias is None else module.get_parameter(self.bias).detach().reshape(-1)
+
+    def rows(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """What each output multiplies, `[samples * positions, fan-in]`."""
+        return affine.rows(self.layer(module), x) if self.layered else x.reshape(-1, self.width(module))
+
+    def width(self, module: nn.Module) -> int:
+        """Numbers that are read at one position: channels of a convolution, else the fan-in."""
+        shape = module.get_parameter(self.weight).shape
+        return shape[1] if self.convolves(module) else prod(shape[d] for d in self.ins)
+
+    def write(self, module: nn.Module, matrix: torch.Tensor, bias: torch.Tensor | None) -> None:
+        """Put a matrix and a bias back, each in its own layout and type."""
+        weight = module.get_parameter(self.weight)
+        order = self.outs + self.ins
+        inverse = [order.index(d) for d in range(weight.dim())]
+        with torch.no_grad():
+            weight.copy_(matrix.reshape([weight.shape[d] for d in order]).permute(inverse))
+            if bias is not None and self.bias is not None:
+                held = module.get_parameter(self.bias)
+                held.copy_(bias.reshape(held.shape))
+
+    def gain(self, module: nn.Module) -> torch.Tensor | None:
+        """`[out]` by which the batch normalisations on the way multiply what is written."""
+        total: Any = None
+        for name in self.norms:
+            norm: Any = module.get_submodule(name)
+            factor = (norm.running_var.double() + norm.eps).rsqrt()
+            factor = factor if norm.weight is None else factor * norm.weight.detach().double()
+            total = factor if total is None else total * factor
+        return total
+
+    def moved(self, y: torch.Tensor, module: nn.Module, pieces: Pieces) -> torch.Tensor:
+        """Outputs `[rows, out]` of a client re-expressed like the rows of its weight, float64."""
+        shape = module.get_parameter(self.weight).shape
+        local = {("y", 1 + place): pieces[self.weight, dim] for place, dim in enumerate(self.outs)}
+        values = moved_tensor(y.reshape(-1, *(shape[d] for d in self.outs)), "y", local)
+        return values.double().flatten(1)
+
+    def reading(self, space: Space) -> Axis | None:
+        """Where the space lies along what it reads, if it reads it."""
+        return next((a for a in space.readers if a.parameter == self.weight and a.dim in self.ins), None)
+
+    def by_unit(self, x: torch.Tensor, module: nn.Module, axis: Axis, size: int) -> torch.Tensor:
+        """Inputs `[rows, width]` as `[rows, size, rest]`: what of them belongs to each unit of a space."""
+        if self.convolves(module):
+            return x[:, :, None]
+        shape = module.get_parameter(self.weight).shape
+        dims = [shape[d] for d in self.ins]
+        values = x.reshape(-1, *dims).movedim(1 + self.ins.index(axis.dim), 1).reshape(len(x), shape[axis.dim], -1)
+        part = values[:, axis.offset : axis.offset + axis.tile * size * axis.repeat]
+        return part.reshape(len(x), axis.tile, size, -1).movedim(2, 1).reshape(len(x), size, -1)
+
+
+def writers_of(module: nn.Module, graph: SpaceGraph, example: Batch) -> list[Writer]:
+    """The affine maps of a network in the order in which they run."""
+    if next(module.parameters()).dtype.itemsize < 4:
+        module = copy.deepcopy(module).float()
+    events, outputs = _events(module, example)
+    spaces = {space.name: space for space in graph.spaces}
+    found = [*_layers(module, graph), *_parameters(module, graph, events)]
+    order = {site: place for place, (site, _) in reversed(list(enumerate(events)))}
+    values = dict(reversed(events))
+    found = sorted((w for w in found if w.own in order or w.calls == 0), key=lambda w: order.get(w.own, -1))
+    result = []
+    for writer in found:
+        target = written(graph, writer)
+        if writer.calls == 1 and target and spaces[target].pinned:
+            whole = values[writer.own]
+            writer = replace(writer, readout=whole.shape == outputs.shape and bool(torch.equal(whole, outputs)))
+        if writer.calls == 1 and target and not spaces[target].pinned and len(writer.outs) == 1:
+            result.append(_landed(module, spaces[target], writer, events, example))
+        else:
+            result.append(replace(writer, lands=writer.own))
+    return result
+
+
+def written(graph: SpaceGraph, writer: Writer) -> str | None:
+    """The one space that a writer fills, or None where several share its rows (heads and what is inside)."""
+    spaces = {s.name for s in graph.spaces for a in s.writers if a.parameter == writer.weight and a.dim in writer.outs}
+    return next(iter(spaces)) if len(spaces) == 1 else None
+
+
+def _events(module: nn.Module, example: Batch) -> tuple[list[Event], torch.Tensor]:
+    """Every tensor that enters or leaves a submodule, in order, and the outputs."""
+    seen: list[Event] = []
+    sites = [Site(name, side) for name, _ in module.named_modules() if name for side in ("in", "out")]
+    handles = watch(module, sites, lambda site, value: seen.append((site, value.detach().clone())))
+    try:
+        with evaluating(module):
+            outputs = unwrap(example.run(module))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen, outputs
+
+
+def _layers(module: nn.Module, graph: SpaceGraph) -> Iterator[Writer]:
+    for layer in graph.layers:
+        part = module.get_submodule(layer.module)
+        if not affine.is_affine(part) or layer.calls == 0:
+            continue
+        weight: Any = part.weight
+        outs, ins = ((1,), (0,)) if type(part).__name__ == "Conv1D" else ((0,), tuple(range(1, weight.dim())))
+        bias = None if part.bias is None else f"{layer.module}.bias"
+        reads, own = Site(layer.module, "in"), Site(layer.module)
+        yield Writer(layer.module, f"{layer.module}.weight", bias, reads, own, outs, ins, layer.calls)
+
+
+def _parameters(module: nn.Module, graph: SpaceGraph, events: Sequence[Event]) -> Iterator[Writer]:
+    """Bare parameters with an axis that reads a space, where an input and an output that fit are seen."""
+    layers = {layer.module for layer in graph.layers}
+    reads = {(a.parameter, a.dim) for s in graph.spaces for a in s.readers}
+    writes = {(a.parameter, a.dim) for s in graph.spaces for a in s.writers}
+    parameters = dict(module.named_parameters())
+    for name, weight in parameters.items():
+        owner = name.rpartition(".")[0]
+        ins = tuple(d for d in range(weight.dim()) if (name, d) in reads)
+        outs = tuple(d for d in range(weight.dim()) if (name, d) in writes and d not in ins)
+        if owner in layers or not ins or len(ins) + len(outs) != weight.dim() or weight.dim() < 2:
+            continue
+        shape = [weight.shape[d] for d in outs]
+        biases = [n for n, p in parameters.items() if n.rpartition(".")[0] == owner and list(p.shape) == shape]
+        found = _match(weight.permute(ins + outs), len(ins), {n: parameters[n] for n in biases if n != name}, events)
+        if found is not None:
+            yield Writer(name, name, found[2], found[0], found[1], outs, ins, 1, layered=False)
+
+
+def _match(
+    weight: torch.Tensor, ins: int, biases: Mapping[str, torch.Tensor], events: Sequence[Event]
+) -> tuple[Site, Site, str | None] | None:
+    """The sites of `x` (the last that fits) and of `y = x W + b` (the first), and the bias."""
+    into, out = weight.shape[:ins], weight.shape[ins:]
+    matrix = weight.detach().flatten(0, ins - 1).flatten(1)
+    times = Counter(site for site, _ in events)
+    for place, (own, y) in enumerate(events):
+        if times[own] > 1 or y.shape[y.dim() - len(out) :] != out or y.dim() == len(out):
+            continue
+        lead = y.shape[: y.dim() - len(out)]
+        for site, x in reversed(events[:place]):
+            if x.shape != (*lead, *into) or times[site] > 1 or not x.is_floating_point():
+                continue
+            rest = y.reshape(*lead, -1) - x.reshape(*lead, -1) @ matrix
+            scale = y.abs().max()
+            for name, bias in (*biases.items(), (None, None)):
+                change = rest if bias is None else rest - bias.detach().flatten()
+                if change.abs().max() <= EXACT * scale:
+                    return site, own, name
+    return None
+
+
+def _landed(module: nn.Module, space: Space, writer: Writer, events: Sequence[Event], example: Batch) -> Writer:
+    """The writer with the site where its sum is complete, found by disturbing what it writes."""
+    start = next(place for place, (site, _) in enumerate(events) if site == writer.own)
+    own = events[start][1]
+    dim = 1 if writer.convolves(module) else own.dim() - 1
+    axis = next(a for a in space.writers if a.parameter == writer.weight)
+    if own.shape[dim] != space.size or axis.repeat * axis.tile > 1:
+        return replace(writer, lands=writer.own)
+    noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).to(own) * own.std().clamp_min(1e-6)
+    disturbed = _disturbed(module, writer.own, noise, example)
+    norms: tuple[str, ...] = ()
+    shown = {(site.module, site.side) for site in space.sites}
+    change, times = units_last(noise, dim == 1), Counter(site for site, _ in events)
+    for (site, before), (_, after) in zip(events[start + 1 :], disturbed[start + 1 :]):
+        unseen = (site.module, site.side) not in shown or before.shape != own.shape or times[site] > 1
+        if unseen or torch.equal(before, after):
+            continue
+        moved = units_last(after - before, dim == 1)
+        gain = (moved * change).sum(0) / change.square().sum(0)
+        if (moved - gain * change).norm() > 100 * EXACT * moved.norm():
+            break
+        rest = units_last(before, dim == 1) - gain * units_last(own, dim == 1)
+        if rest.std(0).max() > 10 * EXACT * units_last(before, dim == 1).std():
+            return replace(writer, lands=site, norms=norms)
+        if site.side == "out" and isinstance(module.get_submodule(site.module), NORMS):
+            norms = (*norms, site.module)
+            if writer.bias is None and len(norms) == 1:
+                writer = replace(writer, lands=site)
+    if writer.lands.module:  # a normalisation stands for the missing bias
+        return replace(writer, norms=(writer.lands.module,))
+    return replace(writer, lands=writer.own)
+
+
+def _disturbed(module: nn.Module, site: Site, noise: torch.Tensor, example: Batch) -> list[Event]:
+    """The events when something is added at a site."""
+
+    def add(where: Site, value: torch.Tensor) -> None:
+        value.add_(noise)
+
+    handles = watch(module, [site], add)
+    try:
+        return _events(module, example)[0]
+    finally:
+        for handle in handles:
+            handle.remove()

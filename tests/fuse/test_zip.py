@@ -1,0 +1,192 @@
+"""Zip on every kind of network: what it gives back, what it picks, what it refuses, and that it beats averaging."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from featalign.clients.cohort import Cohort
+from featalign.clients.families.conv1d import Conv1dConfig
+from featalign.clients.families.decoder import DecoderConfig
+from featalign.clients.families.resnet import ResNet20Config
+from featalign.clients.families.vit import ViTConfig
+from featalign.clients.models import build
+from featalign.errors import BadOption
+from featalign.fuse import FusionProblem, available, solve
+from featalign.spaces import moved, rebuilt, trace
+from featalign.spaces.capture import evaluating
+from featalign.spaces.check import random_transform
+from featalign.spaces.graph import Symmetry
+
+from .conftest import network, permuted, problem_of
+
+DECODER = DecoderConfig(vocabulary=11, context=12, width=16, depth=2, heads=2, hidden=24)
+TOKENS = torch.randint(11, (60, 12), generator=torch.Generator().manual_seed(0))
+PICTURES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+KINDS = {
+    "decoder": (DECODER, TOKENS),
+    "vit": (ViTConfig(size=8, patch=4, width=8, depth=2, heads=2, hidden=12), PICTURES),
+    "resnet": (ResNet20Config(width=0.25), PICTURES),
+    "conv1d": (Conv1dConfig(width=6, kernels=(3, 5), dilations=(1, 2), blocks=1), PICTURES[:, 0].mT[:, :4]),
+}
+
+
+def client(config, seed=0):
+    """A network with random statistics where it keeps any."""
+    module = build(config, seed)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.running_mean.add_(0.3 * torch.randn_like(part.running_mean))
+                part.running_var.mul_(torch.rand_like(part.running_var) + 0.5)
+                part.weight.add_(0.3 * torch.randn_like(part.weight))
+    return module.eval()
+
+
+def turned(module, probe, seed=3):
+    """The same function with every space in another basis that its symmetry allows, heads and their insides as well."""
+    graph = trace(module, probe[:2])
+    generator = torch.Generator().manual_seed(seed)
+    kinds = {Symmetry.ORTHOGONAL: Symmetry.ORTHOGONAL, Symmetry.LINEAR: Symmetry.ORTHOGONAL}
+    maps = {
+        space.name: random_transform(space.size, kinds.get(space.symmetry, Symmetry.PERMUTATION), generator)
+        for space in graph.hidden
+    }
+    return rebuilt(module, moved(module, graph, maps))
+
+
+def outputs(module, x):
+    with evaluating(module):
+        return module(x)
+
+
+def problem(modules, probe, mixing=(), reference=-1):
+    task = "next-token" if not probe.is_floating_point() else "regression"
+    return FusionProblem(Cohort.of(modules, probe, task=task), mixing, reference)
+
+
+def apart(result, module, probe):
+    """Relative distance of outputs."""
+    want = outputs(module, probe)
+    return float((outputs(result.module, probe) - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("clients", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_zipped_with_itself_comes_back(kind, clients):
+    config, probe = KINDS[kind]
+    module = client(config)
+    for refit in (False, True):
+        result = solve(problem([module, *(copy.deepcopy(module) for _ in range(clients - 1))], probe), "zip", refit=refit)
+        assert apart(result, module, probe) < 1e-5, refit
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_zipped_with_a_twin_in_another_basis_comes_back(kind):
+    config, probe = KINDS[kind]
+    module = problem([client(config)], probe).clients[0]  # in canonical form, where streams may be turned
+    result = solve(problem([turned(module, probe), module], probe), "zip", refit=True)
+    assert apart(result, module, probe) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refitted_zip_is_nearer_to_the_clients_mean_than_the_average(kind):
+    config, probe = KINDS[kind]
+    clients = [client(config, seed) for seed in (1, 2)]
+    found = problem(clients, probe)
+    wanted = sum(outputs(module, probe) for module in found.clients) / 2
+    wanted = wanted - wanted.mean(-1, keepdim=True) if kind == "decoder" else wanted
+
+    def error(method, **options):
+        fused = outputs(solve(found, method, **options).module, probe)
+        fused = fused - fused.mean(-1, keepdim=True) if kind == "decoder" else fused
+        return float((fused - wanted).norm())
+
+    assert error("zip", refit=True, head="mean-logits" if kind == "decoder" else None) < 0.7 * error("vanilla")
+
+
+def test_every_map_of_a_transformer_is_found_and_lands_on_its_stream():
+    module = client(DECODER)
+    found = problem([module, module], TOKENS)
+    names = {writer.name.removeprefix("blocks.0.") for writer in found.writers if "blocks.0" in writer.name}
+    assert names == {f"attn.W_{c}" for c in "QKVO"} | {"mlp.W_in", "mlp.W_out"}
+    lands = {writer.name: writer.lands.module for writer in found.writers}
+    assert lands["blocks.0.attn.W_O"] == "blocks.0.hook_resid_mid"
+    assert lands["blocks.1.mlp.W_out"] == "blocks.1.hook_resid_post"
+    assert [writer.name for writer in found.writers if writer.readout] == ["unembed.W_U"]
+
+
+def test_skips_are_solved_together_and_normalisations_stand_in_for_biases():
+    module = client(ResNet20Config(width=0.25))
+    stages = {}
+    for writer in problem([module, module], PICTURES).writers:
+        stages.setdefault(str(writer.lands), []).append((writer.name, writer.norms))
+    assert stages["stages.1.0.sum:in"] == [
+        ("stages.1.0.conv2", ("stages.1.0.norm2",)),
+        ("stages.1.0.skip.0", ("stages.1.0.skip.1",)),
+    ]
+    assert stages["stages.1.0.norm1:out"] == [("stages.1.0.conv1", ("stages.1.0.norm1",))]
+
+
+def test_picked_channels_bring_their_own_statistics():
+    clients = [client(ResNet20Config(width=0.25), seed) for seed in (1, 2)]
+    fused = solve(problem(clients, PICTURES), "zip").module
+    own = torch.stack([torch.cat([getattr(c.norm, n) for c in clients]) for n in ("running_var", "running_mean")], 1)
+    got = torch.stack([fused.norm.running_var, fused.norm.running_mean], 1)
+    assert torch.cdist(got, own).amin(1).max() < 1e-5
+
+
+def test_a_stream_fused_in_canonical_form_is_given_back_with_layer_norms():
+    found = problem([client(DECODER, 1), client(DECODER, 2)], TOKENS)
+    fused = solve(found, "zip", refit=True).module
+    restored = found.cohort.restore(fused)
+    assert restored.cfg.normalization_type == "LN"
+    assert torch.allclose(outputs(restored, TOKENS), outputs(fused, TOKENS), atol=1e-4)
+
+
+def test_widths_may_differ():
+    narrow, wide = (client(DecoderConfig(vocabulary=11, context=12, width=16, heads=2, hidden=h)) for h in (16, 24))
+    fused = solve(problem([narrow, wide], TOKENS), "zip", refit=True).module
+    assert fused.blocks[0].mlp.W_in.shape == (16, 24)
+    wanted = (outputs(narrow, TOKENS).softmax(-1) + outputs(wide, TOKENS).softmax(-1)) / 2
+    unasked = F.kl_div(outputs(wide, TOKENS).log_softmax(-1), wanted, reduction="batchmean")
+    assert F.kl_div(outputs(fused, TOKENS).log_softmax(-1), wanted, reduction="batchmean") < unasked
+
+
+def test_leaning_wholly_on_the_reference_keeps_its_units(probe):
+    a, b = network(seed=1), network(seed=2)
+    result = solve(problem_of([a, b], probe), "zip", refit=True, lean=1.0)
+    counts = result.notes["units_from_client"].values()
+    assert all(from_a == 0 for from_a, _ in counts)
+    with pytest.raises(BadOption, match="lean = 2"):
+        solve(problem_of([a, b], probe), "zip", lean=2)
+
+
+def test_walking_again_gives_what_waiting_gives(probe, monkeypatch):
+    a, b = network(seed=1), network(seed=2)
+    waited = solve(problem_of([a, b], probe), "zip", refit=True).module
+    monkeypatch.setattr("featalign.fuse.walk.PAUSED_BYTES", 0)
+    again = solve(problem_of([a, b], probe), "zip", refit=True).module
+    assert torch.allclose(outputs(waited, probe), outputs(again, probe), atol=1e-4)
+
+
+def test_what_cannot_be_reduced_says_why():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.mix, self.o = (
+                nn.Linear(3, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
+            )  # fmt: skip
+
+        def forward(self, x):
+            tokens = self.embed(x)
+            return self.o(self.mix(tokens, tokens, tokens, need_weights=False)[0].mean(1))
+
+    tokens = torch.randn(30, 4, 3)
+    module = Attention().eval()
+    reason = available(problem([module, module], tokens))["zip"]
+    assert "'mix.in_proj_weight' reads space 'embed'" in reason
+    assert available(problem_of([permuted(network()), network()], torch.randn(30, 12)))["zip"] is None
