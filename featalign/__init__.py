@@ -18,11 +18,12 @@ __version__ = "0.1.0"
 _VERBS = {
     "compare": "featalign.studies.compare.run",
     "diagnose": "featalign.studies.diagnose.run",
+    "federate": "featalign.studies.federate.run",
     "load": "featalign.studies.result",
 }
 _PACKAGES = (
     *("data", "clients", "spaces", "toy", "dictionaries", "transport"),
-    *("align", "fuse", "measure", "plots", "report", "studies", "bench", "errors"),
+    *("align", "fuse", "federated", "measure", "plots", "report", "studies", "bench", "errors"),
 )
 
 __all__ = ["__version__", *_VERBS, *_PACKAGES]

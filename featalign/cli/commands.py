@@ -15,6 +15,7 @@ import typer
 
 from featalign.cli.bench import bench
 from featalign.cli.data import data
+from featalign.cli.federate import federate
 from featalign.cli.fuse import fuse
 from featalign.cli.output import print_table
 from featalign.cli.toy import toy
@@ -38,6 +39,7 @@ def featalign(debug: bool = typer.Option(False, "--debug", help="Show the traceb
 app.add_typer(bench, name="bench")
 app.add_typer(toy, name="toy")
 app.add_typer(data, name="data")
+app.add_typer(federate, name="federate")
 app.command("fuse")(fuse)
 
 
@@ -117,7 +119,6 @@ def avot(
     ),
     relax: float = typer.Option(1.0, help="From 0 (uniform mean of who is present) to 1 (unbiased)."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
-    experiment: Path = typer.Option(None, metavar="HTML", help="Run FedAVOT against FedAvg; write the figure here."),
 ) -> None:
     """Can the users who show up deliver the importance asked for? Aggregation weights, feasibility, the worst set."""
     import json
@@ -125,21 +126,8 @@ def avot(
     from featalign.errors import BadOption
     from featalign.storage import plain
 
-    if experiment is not None:
-        from featalign.bench.avot import RULES, avot_experiment
-        from featalign.plots.transport import avot as figure
-
-        curves = avot_experiment()
-        figure(curves, RULES).write_html(experiment, include_plotlyjs=True)
-        print_table(
-            [
-                {"step": step, **{r: f"{v[k]:.2g}" for r, v in curves.floors.items()}}
-                for k, step in enumerate(curves.steps)
-            ]
-        )
-        return
     if p is None or subsets is None:
-        raise BadOption("give both --p and --subsets, or --experiment")
+        raise BadOption("give both --p and --subsets")
     from featalign.transport.avot_files import avot_report
 
     report = plain(avot_report(p, subsets, relax))

@@ -13,6 +13,7 @@ from featalign.plots.style import ACCENT, CATEGORIES, FEATURE, NEURON, NULL, REF
 
 AVOT_COLOURS = {
     "fedavot": FEATURE,
+    "fedavot_online": CATEGORIES[5],
     "uniform": NEURON,
     "renormalised": ACCENT,
     "horvitz_thompson": CATEGORIES[4],
@@ -94,7 +95,7 @@ def weak_duality(
 def avot(curves: Any, labels: Mapping[str, str]) -> go.Figure:
     """Excess loss of aggregation rules over rounds (left) and where they settle as the step shrinks (right).
 
-    `curves` as `featalign.bench.avot.avot_experiment` returns them.
+    `curves` as `featalign.federated.avot.avot_experiment` returns them.
     """
     figure = make_subplots(
         rows=1,
@@ -105,8 +106,8 @@ def avot(curves: Any, labels: Mapping[str, str]) -> go.Figure:
         line = {"color": AVOT_COLOURS[rule], "dash": "dot" if rule == "full" else "solid"}
         values = curves.curves[rule]
         width = max(1, len(values) // 200)
-        smooth = values[: len(values) // width * width].reshape(-1, width).mean(axis=1)
-        rounds = (np.arange(len(smooth)) + 0.5) * width
+        whole = len(values) // width * width
+        smooth, rounds = (part[:whole].reshape(-1, width).mean(axis=1) for part in (values, curves.rounds))
         figure.add_scatter(x=rounds, y=np.maximum(smooth, 1e-8), name=label, legendgroup=rule, line=line, row=1, col=1)
         figure.add_scatter(
             x=curves.steps,

@@ -107,6 +107,17 @@ class AvotWeights:
             self._scaled, self._decay = self.theta, 1.0
         return self
 
+    def resume(self, theta: Any, rounds: int) -> AvotWeights:
+        """Go on learning from the `theta [users]` of another `AvotWeights` after so many rounds.
+
+        Raises `TransportError` for another number of users.
+        """
+        found = np.array(theta, dtype=np.float64)
+        if found.shape != self.p.shape:
+            raise TransportError(f"theta of shape {found.shape} for {len(self.p)} users; give one number per user")
+        self._scaled, self._decay, self.rounds = np.where(self.p > 0, found, -np.inf), 1.0, int(rounds)
+        return self
+
     def weights(self, present: Users) -> np.ndarray:
         """Convex weights `[present]` for the users of this round (indices in their order, or a mask of all users).
 

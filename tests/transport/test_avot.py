@@ -184,18 +184,6 @@ def test_command_reports_by_name(tmp_path):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
-def test_experiment_uniform_mean_keeps_a_floor_that_fedavot_does_not():
-    from featalign.bench.avot import RULES, avot_experiment
-    from featalign.plots.transport import avot
-
-    curves = avot_experiment(users=12, subsets=20, rounds=1500, steps=(0.2, 0.02), seeds=2)
-    assert curves.floors["fedavot"][-1] < 0.4 * curves.floors["fedavot"][0]
-    assert curves.floors["uniform"][-1] > 0.7 * curves.floors["uniform"][0]
-    assert curves.floors["fedavot"][-1] < 0.25 * curves.floors["uniform"][-1]
-    assert curves.floors["full"].max() < curves.floors["fedavot"].min()
-    assert len(avot(curves, RULES).data) == 2 * len(RULES)
-
-
 def test_users_as_a_mask_as_indices_or_not_at_all():
     weights = AvotWeights([0.5, 0.3, 0.2])
     np.testing.assert_array_equal(weights.weights([True, False, True]), weights.weights([0, 2]))

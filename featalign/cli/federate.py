@@ -1,0 +1,81 @@
+"""`featalign federate`: rounds of federated learning, and FedAVOT's experiments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from featalign.cli.output import print_table
+from featalign.errors import BadOption
+
+federate = typer.Typer(help="Rounds of federated learning under several aggregations.", invoke_without_command=True)
+
+
+@federate.callback()
+def federate_command(
+    context: typer.Context,
+    config: Path = typer.Option(None, metavar="TOML", help="Clients and runs; see `FederateConfig`."),
+    resume: Path = typer.Option(None, metavar="DIR", help="Go on from the last complete round of the run in DIR."),
+    out: Path = typer.Option(None, metavar="DIR", help="Folder of rounds, results and page.  [default: reports/...]"),
+    rounds: int = typer.Option(None, help="In place of the configuration's."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Deal a data set to clients, run every aggregation round by round, write a page."""
+    if context.invoked_subcommand is not None:
+        return
+    from featalign.studies.federate import FederateConfig
+    from featalign.studies.federate import federate as run
+
+    if (config is None) == (resume is None):
+        raise BadOption("give either --config fed.toml or --resume DIR")
+    if resume is not None:
+        if out is not None or rounds is not None:
+            raise BadOption("--resume goes on with the configuration in its folder; leave --out and --rounds out")
+        result = run(None, resume, resume=True, progress=not quiet)
+    else:
+        import dataclasses
+
+        read = FederateConfig.from_toml(config)
+        read = read if rounds is None else dataclasses.replace(read, rounds=rounds)
+        result = run(read, out or Path("reports") / read.run_name, progress=not quiet)
+    rows = result.to_frame().reset_index().to_dict(orient="records")
+    print_table([{str(k): f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
+    typer.echo(f"page: {result.folder}/report.html")
+
+
+@federate.command("avot")
+def federate_avot(
+    problem: str = typer.Option("linear", help="linear or softmax (regression)."),
+    availability: str = typer.Option("restricted", help="restricted or coordinated."),
+    dataset: str = typer.Option("digits", help="Of softmax regression."),
+    users: int = typer.Option(40),
+    present: int = typer.Option(2, help="Users a round."),
+    rounds: int = typer.Option(4000),
+    seeds: int = typer.Option(5),
+    importance: str = typer.Option("deliverable", help="deliverable, or uniform (which may be infeasible)."),
+    decay: float = typer.Option(0.0, help="The step falls as round^-decay."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
+) -> None:
+    """FedAVOT against its rivals: feasibility first, then where each rule settles."""
+    from featalign.federated.avot import RULES, avot_experiment
+
+    kinds: Any = {"problem": problem, "availability": availability, "importance": importance}
+    curves = avot_experiment(
+        **kinds, dataset=dataset, users=users, present=present, rounds=rounds, seeds=seeds, decay=decay
+    )
+    for seed, law in enumerate(curves.feasibility):
+        word = "feasible" if law["feasible"] else "infeasible"
+        missed = f"smallest error {law['smallest_error']:.4g}"
+        typer.echo(f"seed {seed}: {word}, deliverable mass {law['deliverable_mass']:.6g}, {missed}")
+    if figure is not None:
+        from featalign.plots.transport import avot
+
+        avot(curves, RULES).write_html(figure, include_plotlyjs=True)
+    rows = []
+    for rule, label in RULES.items():
+        floors = {f"step {step:g}": f"{curves.floors[rule][k]:.3g}" for k, step in enumerate(curves.steps)}
+        rate = curves.rate(rule)
+        rows.append({"rule": label, **floors, "slope": f"{rate.slope:.2f} ± {rate.slope_error:.2f}"})
+    print_table(rows)
