@@ -108,8 +108,10 @@ def reducible(problem: FusionProblem) -> str | None:
         shared = _shares_rows(problem, space)
         if shared is not None:
             return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
-    widths = [[graph[s.name].size for s in graph.hidden if s.name.rpartition(".")[2].startswith(("qk", "ov"))]
-              for graph in problem.graphs]
+    widths = [
+        [graph[s.name].size for s in graph.hidden if s.name.rpartition(".")[2].startswith(("qk", "ov"))]
+        for graph in problem.graphs
+    ]
     if any(width != widths[0] for width in widths):
         return "heads of the clients have different widths"
     return None if graph.hidden else "there is no hidden space"

@@ -90,7 +90,9 @@ def reduced(problem: FusionProblem, room: Sequence[float] | None = None) -> tupl
         edges = pool.offsets
         origins[space.name] = [int(((chosen >= a) & (chosen < b)).sum()) for a, b in pairwise(edges)]
     held = {space.name for space in found.inner}
-    return {name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()}, origins
+    return {
+        name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()
+    }, origins
 
 
 def _mixed(maps: tuple[SpaceMap, ...], room: Sequence[float], mixing: Sequence[float]) -> tuple[SpaceMap, ...]:
@@ -164,9 +166,7 @@ def _stream(problem: FusionProblem, sites: Sequence[Site]) -> Any:
         yield batch, [held for _, held in found], [outputs for outputs, _ in found]
 
 
-def _read(
-    problem: FusionProblem, k: int, space: Space, writer: Writer, axis: Axis, held: Held
-) -> torch.Tensor:
+def _read(problem: FusionProblem, k: int, space: Space, writer: Writer, axis: Axis, held: Held) -> torch.Tensor:
     """`[rows, units, rest]` of a space in what a map reads in client k."""
     module = problem.clients[k]
     x = held[writer.reads].reshape(-1, writer.width(module))
@@ -316,13 +316,15 @@ def _chosen(problem: FusionProblem, space: Space, pool: Pool) -> torch.Tensor:
 def _picked(
     problem: FusionProblem, space: Space, pool: Pool, chosen: torch.Tensor, heads: bool
 ) -> tuple[SpaceMap, ...]:
-    """Out-maps that pick, in-maps that read what was not picked from what was (heads are read as they are)."""
-    reading = None if heads else reading_map(pool.gram, chosen)
+    """Out-maps that pick, in-maps that read what was not picked from what was, heads by one number each."""
+    gram, count = pool.gram, pool.offsets[-1]
+    if heads:
+        gram = gram.reshape(count, pool.rest, count, pool.rest).diagonal(dim1=1, dim2=3).sum(-1)
+    reading = reading_map(gram, chosen)
     maps = []
     for weight, (low, high) in zip(problem.mixing, pairwise(pool.offsets)):
         rows = torch.nonzero((chosen >= low) & (chosen < high)).ravel()
         out = torch.zeros(len(chosen), high - low, dtype=torch.float64)
         out[rows, chosen[rows] - low] = 1 / weight if weight > 0 else 0.0
-        into = (out > 0).double().T.contiguous() if reading is None else reading[low:high]
-        maps.append(SpaceMap(out, into, Symmetry.LINEAR))
+        maps.append(SpaceMap(out, reading[low:high], Symmetry.LINEAR))
     return tuple(maps)

@@ -135,9 +135,7 @@ class _Refit:
                         walk.forget({writer.reads for writer in stages[site]} - later)
                     elif self.statistics is not None:
                         values = (stop.value for stop in walk.at(site))
-                        correct_norm(
-                            self.fused.get_submodule(site.module), values, *self.statistics.of(site.module)
-                        )
+                        correct_norm(self.fused.get_submodule(site.module), values, *self.statistics.of(site.module))
             finally:
                 for parent in parents:
                     parent.__exit__(None, None, None)
@@ -287,7 +285,9 @@ class _Stage:
     def _write(self, writer: Writer, gain: Any, change: torch.Tensor, offset: torch.Tensor | None) -> None:
         bias = writer.offset(self.fused)
         if bias is not None and offset is not None:
-            scaled = offset if gain is None else torch.where(gain.abs() > FAINT, offset / gain, torch.zeros_like(offset))
+            scaled = (
+                offset if gain is None else torch.where(gain.abs() > FAINT, offset / gain, torch.zeros_like(offset))
+            )
             bias = bias.double() + scaled
         elif offset is not None:
             norm: Any = self.fused.get_submodule(writer.norms[-1])
