@@ -174,7 +174,7 @@ class _Refit:
         """
         task, matrix = self.problem.cohort.task, writer.matrix(self.fused)
         mixture = (self.head or task.heads[0]) == "log-mixture" and task.metric.unit == "nats"
-        return writer.readout and mixture and 1 < len(matrix) and matrix.numel() * matrix.shape[1] <= LARGE
+        return writer.readout and mixture and len(matrix) > 1 and matrix.numel() * matrix.shape[1] <= LARGE
 
     def _wanted(self, parents: list[Walk], site: Site, writers: list[Writer]) -> Iterator[torch.Tensor]:
         """Targets `[rows, m]` of every batch."""

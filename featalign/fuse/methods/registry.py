@@ -24,8 +24,8 @@ REFITS = ("optional", "required", "none")
 class Proposal:
     """What a method proposes: one alignment per client, targets for the refit, and what it saw on the way.
 
-    `statistics` tells whether those of the fused network are to be corrected by the parents'; units that come whole from
-    one client bring their own.
+    `statistics` tells whether those of the fused network are to be corrected by the parents'; units that come whole
+    from one client bring their own.
     """
 
     alignments: tuple[Alignment, ...]
