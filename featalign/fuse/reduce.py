@@ -136,7 +136,7 @@ def _blocks(moment: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
 
 @dataclass
 class Stage:
-    """Second moments `[pool, pool]` of what one map reads of a space, and with what is wanted of it, `[pool, targets]`."""
+    """Second moments `[pool, pool]` of what one map reads, and with what is wanted of it, `[pool, targets]`."""
 
     gram: Any = 0
     cross: Any = 0
