@@ -195,7 +195,8 @@ class _Refit:
                 yield self._moved(rows, site, writer)
 
     def _moved(self, rows: list[torch.Tensor], site: Site, writer: Writer) -> torch.Tensor:
-        problem, total = self.problem, 0  # type: ignore[var-annotated]
+        problem = self.problem
+        total: Any = 0
         for k, values in zip(self.taking, rows):
             name = written(problem.graphs[k], writer)
             space_map = self.alignments[k].maps.get(name) if name else None
@@ -206,7 +207,7 @@ class _Refit:
             if space_map is not None and space_map.shift is not None:
                 part = part + space_map.shift.double()
             total = total + problem.mixing[k] * part
-        return total  # type: ignore[return-value]
+        return total  # type: ignore[no-any-return]
 
 
 def _rows(stop: Stop, writer: Writer, module: nn.Module) -> torch.Tensor:
