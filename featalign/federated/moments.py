@@ -17,7 +17,7 @@ from featalign.align.maps import Alignment
 from featalign.data.inputs import Inputs
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.fuse.problem import FusionProblem
-from featalign.fuse.refit import LayerFit, refittable
+from featalign.fuse.refit import LayerFit
 from featalign.spaces import affine
 from featalign.spaces.capture import evaluating, kept
 from featalign.spaces.graph import Layer, Space, SpaceGraph
@@ -53,6 +53,19 @@ def client_moments(module: nn.Module, graph: SpaceGraph, inputs: Inputs) -> dict
         name: gram if module.get_submodule(name).bias is not None else gram[:-1, :-1].contiguous()
         for name, gram in means.items()
     }
+
+
+def refittable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
+    """Affine layers that run once, write all of their space and have rows that correspond between clients."""
+    spaces = {space.name: space for space in problem.graph.spaces}
+    found = []
+    for layer in problem.graph.layers:
+        module = fused.get_submodule(layer.module)
+        if layer.calls != 1 or not problem.paired_rows(layer):
+            continue
+        if affine.is_affine(module) and len(affine.matrix(module)) == spaces[layer.writes].size:
+            found.append(layer)
+    return found
 
 
 def moment_refit(
