@@ -16,10 +16,12 @@ federate = typer.Typer(help="Rounds of federated learning under several aggregat
 @federate.callback()
 def federate_command(
     context: typer.Context,
-    config: Path = typer.Option(None, metavar="TOML", help="Clients and runs; see `FederateConfig`."),
+    config: Path = typer.Option(
+        None, metavar="TOML", help="Clients, and a [runs.NAME] table per aggregation: fields of `FederateConfig`."
+    ),
     resume: Path = typer.Option(None, metavar="DIR", help="Go on from the last complete round of the run in DIR."),
     out: Path = typer.Option(None, metavar="DIR", help="Folder of rounds, results and page.  [default: reports/...]"),
-    rounds: int = typer.Option(None, help="In place of the configuration's."),
+    rounds: int = typer.Option(None, help="Number of rounds, in place of the configuration's."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Deal a data set to clients, run every aggregation round by round, write a page."""
@@ -49,13 +51,13 @@ def federate_command(
 def federate_avot(
     problem: str = typer.Option("linear", help="linear or softmax (regression)."),
     availability: str = typer.Option("restricted", help="restricted or coordinated."),
-    dataset: str = typer.Option("digits", help="Of softmax regression."),
-    users: int = typer.Option(40),
-    present: int = typer.Option(2, help="Users a round."),
-    rounds: int = typer.Option(4000),
-    seeds: int = typer.Option(5),
+    dataset: str = typer.Option("digits", help="Data set of softmax regression."),
+    users: int = typer.Option(40, help="Number of users."),
+    present: int = typer.Option(2, help="Users who are present in a round."),
+    rounds: int = typer.Option(4000, help="Rounds of every rule."),
+    seeds: int = typer.Option(5, help="Repetitions."),
     importance: str = typer.Option("deliverable", help="deliverable, or uniform (which may be infeasible)."),
-    decay: float = typer.Option(0.0, help="The step falls as round^-decay."),
+    decay: float = typer.Option(0.0, help="The step falls as round^-decay; 0 keeps it."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
 ) -> None:
     """FedAVOT against its rivals: feasibility first, then where each rule settles."""
