@@ -80,7 +80,9 @@ def test_a_network_zipped_with_itself_comes_back(kind, clients):
     config, probe = KINDS[kind]
     module = client(config)
     for refit in (False, True):
-        result = solve(problem([module, *(copy.deepcopy(module) for _ in range(clients - 1))], probe), "zip", refit=refit)
+        result = solve(
+            problem([module, *(copy.deepcopy(module) for _ in range(clients - 1))], probe), "zip", refit=refit
+        )
         assert apart(result, module, probe) < 1e-5, refit
 
 
