@@ -42,10 +42,11 @@ def select_columns(
         fresh = [residual > 1e-12 * initial for residual, initial in zip(residuals, initials)]
         usable = free & torch.stack(fresh).any(0)
         if usable.any():
-            gain = sum(
+            gains = [
                 torch.where(new, each.pow(2).sum(1) / residual.clamp_min(1e-12), torch.zeros_like(residual))
                 for new, each, residual in zip(fresh, crosses, residuals)
-            )
+            ]
+            gain = torch.stack(gains).sum(0)
             best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())
             for new, each, residual, factor, moments in zip(fresh, crosses, residuals, factors, grams):
                 if not new[best]:

@@ -63,7 +63,7 @@ def bench_transport(
 
 @bench.command("toy")
 def bench_toy(
-    steps: int = typer.Option(3000),
+    steps: int = typer.Option(3000, help="Training steps of every model."),
     alone: int = typer.Option(8, help="Models trained one by one for the comparison."),
 ) -> None:
     """400 toy models (n=20, m=5) trained together against one by one, as JSON."""

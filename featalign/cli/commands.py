@@ -23,7 +23,7 @@ from featalign.errors import FeatalignError
 
 app = typer.Typer(
     name="featalign",
-    help="In which basis do federated clients agree? Sparse dictionaries, optimal transport and fusion of networks.",
+    help="In which basis do separately trained networks agree, and what does averaging in the wrong one cost?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -46,24 +46,42 @@ app.command("fuse")(fuse)
 @app.command("compare")
 def compare(
     dataset: str = typer.Option(None, help="Data set: `featalign data list`.  [default: digits]"),
-    folder: str = typer.Option(None, "--from", metavar="FOLDER", help="Your own copy of the data set."),
-    task: str = typer.Option(None, help="What the clients are for.  [default: the data set's]"),
+    folder: str = typer.Option(
+        None, "--from", metavar="FOLDER", help="Folder with your own copy of the data set's files."
+    ),
+    task: str = typer.Option(
+        None, help="What the clients are for: classification, regression, ...  [default: the data set's]"
+    ),
     split: str = typer.Option(
-        None, help="special-label, iid, dirichlet, client-dirichlet, shards, quantity.  [default: special-label]"
+        None,
+        help="How data are dealt out: special-label, iid, dirichlet, client-dirichlet, shards, quantity.  "
+        "[default: special-label]",
     ),
     special: int = typer.Option(None, help="The label that only client A holds.  [default: 4]"),
     alpha: float = typer.Option(None, help="Concentration of Dirichlet splits.  [default: 0.5]"),
     clients: int = typer.Option(None, help="Number of clients.  [default: 2]"),
-    seeds: int = typer.Option(None, metavar="COUNT", help="Repetitions.  [default: 3]"),
+    seeds: int = typer.Option(
+        None,
+        metavar="COUNT",
+        help="Repetitions, each with clients of its own; mean and spread are shown.  [default: 3]",
+    ),
     model: str = typer.Option(None, help="Family: mlp, vgg11, resnet18, resnet20, vit, conv1d, ...  [default: mlp]"),
-    model_option: list[str] = typer.Option(None, metavar="NAME=VALUE", help="Of the family: hidden=128,64."),
-    epochs: int = typer.Option(None, help="Of client training.  [default: the family's recipe]"),
-    probe: int = typer.Option(None, help="Unlabelled training inputs shared by all clients.  [default: 400]"),
+    model_option: list[str] = typer.Option(
+        None, metavar="NAME=VALUE", help="Of the family, such as hidden=128,64; repeat for several."
+    ),
+    epochs: int = typer.Option(None, help="Passes of client training.  [default: the family's recipe]"),
+    probe: int = typer.Option(None, help="Number of unlabelled inputs that all clients share.  [default: 400]"),
     augment: str = typer.Option(None, help="Extension of the probe: shift-mix, gaussian, none.  [default: shift-mix]"),
-    mixing: float = typer.Option(None, help="Weight of the first client.  [default: equal weights]"),
+    mixing: float = typer.Option(
+        None, help="Weight of the first client, 0 to 1; the others share the rest.  [default: equal weights]"
+    ),
     methods: str = typer.Option(None, help="Names separated by commas.  [default: those that the clients allow]"),
-    option: list[str] = typer.Option(None, metavar="METHOD.NAME=VALUE", help="Of a method: ot-acts.cost=correlation."),
-    class_counts: bool = typer.Option(None, "--class-counts", help="Let the server weigh clients by label counts."),
+    option: list[str] = typer.Option(
+        None, metavar="METHOD.NAME=VALUE", help="Of a method, such as ot-acts.cost=correlation; repeat for several."
+    ),
+    class_counts: bool = typer.Option(
+        None, "--class-counts", help="Let the server know label counts and weigh clients' outputs by them."
+    ),
     curve: int = typer.Option(None, help="Points of the mixing-weight curve, 0 for none.  [default: 11]"),
     device: str = typer.Option(None, help="Where networks run: cpu, cuda.  [default: cpu]"),
     config: Path = typer.Option(None, metavar="TOML", help="Start from the config.toml of a run."),
@@ -95,9 +113,11 @@ def compare(
 
 @app.command("avot")
 def avot(
-    p: Path = typer.Option(None, "--p", metavar="CSV", help="Importance: columns user,p."),
-    subsets: Path = typer.Option(None, "--subsets", metavar="CSV", help="Law of presence: columns users,q."),
-    relax: float = typer.Option(1.0, help="Exponent from 0 (uniform mean) to 1 (unbiased)."),
+    p: Path = typer.Option(None, "--p", metavar="CSV", help="Importance: columns user,p; p sums to 1."),
+    subsets: Path = typer.Option(
+        None, "--subsets", metavar="CSV", help="Law of presence: columns users (separated by spaces), q; q sums to 1."
+    ),
+    relax: float = typer.Option(1.0, help="From 0 (uniform mean of who is present) to 1 (unbiased)."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Can the users who show up deliver the importance asked for? Aggregation weights, feasibility, the worst set."""
@@ -134,7 +154,11 @@ def diagnose_command(
     texts: Path = typer.Option(None, metavar="FILE", help="Inputs of a language model, one text per line."),
     spaces: str = typer.Option(None, help="Hidden spaces separated by commas.  [default: all]"),
     width: int = typer.Option(None, help="Latents of the dictionaries.  [default: by size, capped by the data]"),
-    seeds: int = typer.Option(None, metavar="COUNT", help="Dictionaries per layer.  [default: 2]"),
+    seeds: int = typer.Option(
+        None,
+        metavar="COUNT",
+        help="Dictionaries per layer, trained from as many seeds; 2 or more show whether they agree.  [default: 2]",
+    ),
     device: str = typer.Option(None, help="Where the network runs: cpu, cuda.  [default: cpu]"),
     out: Path = typer.Option(None, metavar="DIR", help="Folder of the page.  [default: reports/diagnose-NAME]"),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing folder."),

@@ -14,20 +14,34 @@ if TYPE_CHECKING:
 
 
 def fuse(
-    clients: list[Path] = typer.Argument(..., metavar="A B ...", help="Folders or safetensors files of weights."),
-    probe: str = typer.Option(..., metavar="FILE|DATASET", help="npz, npy, safetensors, txt, or a shipped data set."),
+    clients: list[Path] = typer.Argument(
+        ..., metavar="A B ...", help="Folders or safetensors files of weights, one per network."
+    ),
+    probe: str = typer.Option(
+        ...,
+        metavar="FILE|DATASET",
+        help="Unlabelled inputs that all clients may see: npz, npy, safetensors, txt, or a shipped data set.",
+    ),
     method: str = typer.Option(None, help="Name of a fusion method.  [default: what the regime recommends]"),
     out: Path = typer.Option(..., metavar="DIR", help="Folder of the fused network."),
-    option: list[str] = typer.Option(None, metavar="NAME=VALUE", help="Of the method: cost=correlation."),
-    mixing: str = typer.Option(None, metavar="WEIGHTS", help="Of the first client, or of all: 0.2,0.3,0.5."),
+    option: list[str] = typer.Option(
+        None, metavar="NAME=VALUE", help="Of the method, such as cost=correlation; repeat for several."
+    ),
+    mixing: str = typer.Option(
+        None, metavar="WEIGHTS", help="Weight of the first client, or of all: 0.2,0.3,0.5.  [default: equal]"
+    ),
     reference: str = typer.Option("-1", help="Index or name of the client whose basis the others are moved into."),
-    refit: bool = typer.Option(True, help="Follow with the closed-form refit."),
-    repair: bool = typer.Option(None, help="Repair statistics.  [default: for ten affine layers or more]"),
+    refit: bool = typer.Option(True, help="Regress every layer on the probe, in closed form and without labels."),
+    repair: bool = typer.Option(
+        None, help="Restore the statistics that averaging shrinks.  [default: for ten affine layers or more]"
+    ),
     head: str = typer.Option(None, help="Readout target of the refit; none keeps the rule's.  [default: the task's]"),
     task: str = typer.Option(None, help="classification, next-token, ...  [default: read off outputs and targets]"),
     evaluate: str = typer.Option(None, metavar="FILE|DATASET", help="Inputs with labels, for scores."),
-    tokenizer: Path = typer.Option(None, metavar="DIR", help="Of a txt probe.  [default: the reference's]"),
-    samples: int = typer.Option(400, help="Probe drawn from the training data of a data set."),
+    tokenizer: Path = typer.Option(
+        None, metavar="DIR", help="Folder of the tokenizer of a txt probe.  [default: the reference's]"
+    ),
+    samples: int = typer.Option(400, help="Number of inputs drawn where the probe is a shipped data set."),
     canonical: bool = typer.Option(False, "--canonical", help="Keep norms folded where the layout cannot hold them."),
     seed: int = typer.Option(0, help="Of whatever is drawn."),
     device: str = typer.Option(None, help="Where networks run: cpu, cuda.  [default: cpu]"),

@@ -15,19 +15,21 @@ toy = typer.Typer(help="Toy models of superposition, where the features are know
 
 @toy.command("compare")
 def toy_compare(
-    source: str = typer.Option("features", "--data", help="features or words."),
+    source: str = typer.Option("features", "--data", help="features (drawn) or words (of Shakespeare, as features)."),
     n: int = typer.Option(0, "--features", "-n", help="Known features.", show_default="24; 256 words"),
     m: int = typer.Option(0, "--units", "-m", help="Hidden units.", show_default="8; 32 for words"),
-    density: float = typer.Option(0.04, help="Probability that a feature is active."),
-    clients: int = typer.Option(2),
+    density: float = typer.Option(0.04, help="Probability that a feature is active (features only)."),
+    clients: int = typer.Option(2, help="Number of clients."),
     shared: int = typer.Option(None, help="Features that all clients have; the others are dealt out. Default: all."),
     shared_init: bool = typer.Option(False, "--shared-init", help="Clients start from equal weights."),
     hidden: str = typer.Option("none", help="Hidden nonlinearity: none or relu."),
     split: str = typer.Option("seeds", help="Words: clients differ by 'seeds' only, or see their own 'books'."),
-    width: int = typer.Option(None, help="Units of the fused model."),
-    seeds: int = typer.Option(5),
+    width: int = typer.Option(None, help="Units of the fused model.  [default: as the clients]"),
+    seeds: int = typer.Option(5, help="Repetitions, each with clients of its own."),
     steps: int = typer.Option(3000, help="Training steps of every client."),
-    method: list[str] = typer.Option(None, "--method", help="Registered name; repeat to choose several."),
+    method: list[str] = typer.Option(
+        None, "--method", help="Name of a method; repeat to choose several.  [default: all that toys allow]"
+    ),
     texts: Path = typer.Option(None, metavar="FOLDER", help="Plain-text files to take words from."),
     out: Path = typer.Option(None, metavar="DIR", help="Write the run folder, with its page, here."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run folder."),

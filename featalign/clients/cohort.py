@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from featalign import options as typed
 from featalign.clients.training import check_finite
 from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
@@ -92,17 +93,20 @@ class Cohort:
         Raises a `FeatalignError` of one line for no clients, clients of several architectures, parameters that are not
         finite, a probe that a client rejects, and targets that do not fit the task.
         """
-        if len(modules) == 0:
-            raise BadOption("zero clients; pass a list of at least one trained module")
-        names = tuple(names or client_names(len(modules)))
+        require_modules(modules)
+        seed = typed.convert(seed, int, "seed")
+        names = client_names(len(modules)) if names is None else tuple(map(str, names))
         if len(names) != len(modules):
             raise BadOption(f"{len(names)} names for {len(modules)} clients; give one each")
+        if doubled := [name for name in names if names.count(name) > 1]:
+            raise BadOption(f"two clients are called '{doubled[0]}'; give each its own name")
         for name, module in zip(names, modules):
             check_finite(module, name)
             require_own_names(name, module)
         require_one_architecture(names, modules)
+        counts = None if class_counts is None else counts_of(class_counts, len(modules))
         if device is not None:
-            modules = [module.to(device) for module in modules]
+            modules = [placed(module, device) for module in modules]
         inputs = Inputs.of(probe, tokenizer=tokenizer)
         scored = None if evaluate is None else Inputs.of(evaluate, tokenizer=tokenizer, labelled=True)
         example = inputs.example()
@@ -117,7 +121,6 @@ class Cohort:
         own = tuple(Inputs.of(each, tokenizer=tokenizer) for each in data) if data is not None else ()
         if own and len(own) != len(modules):
             raise BadOption(f"data= holds {len(own)} data sets for {len(modules)} clients; give one each")
-        counts = None if class_counts is None else torch.as_tensor(class_counts)
         extended = inputs if refit_inputs is None else Inputs.of(refit_inputs, tokenizer=tokenizer)
         notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
         return cls(
@@ -141,6 +144,40 @@ class Cohort:
     def changed(self, **fields: Any) -> Cohort:
         """A copy with some fields replaced."""
         return replace(self, **fields)
+
+
+def require_modules(modules: Any) -> None:
+    """Raise `BadOption` for anything but a list of at least one module."""
+    if isinstance(modules, nn.Module) or not isinstance(modules, Sequence):
+        raise BadOption(f"the clients are a {type(modules).__name__}; pass a list of trained modules")
+    if len(modules) == 0:
+        raise BadOption("zero clients; pass a list of at least one trained module")
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise BadOption(f"a client is a {type(module).__name__}; pass trained modules (torch.nn.Module)")
+
+
+def placed(module: nn.Module, device: torch.device | str) -> nn.Module:
+    """The module on a device; raises `BadOption` for one that is not there."""
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise BadOption(f"device '{device}' cannot be used: {str(error).strip().splitlines()[0]}") from error
+
+
+def counts_of(class_counts: Any, clients: int) -> torch.Tensor:
+    """Label counts `[clients, classes]`, float64; raises `BadOption` for anything that is no table of counts."""
+    try:
+        counts = torch.as_tensor(class_counts, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadOption(f"class_counts is no table of numbers ({error}); give [clients, classes]") from error
+    if counts.dim() != 2 or len(counts) != clients:
+        raise BadOption(
+            f"class_counts {list(counts.shape)}; give a row of label counts per client, [{clients}, classes]"
+        )
+    if not torch.isfinite(counts).all() or bool((counts < 0).any()) or not bool(counts.sum() > 0):
+        raise BadOption("class_counts must be finite, non-negative and not all zero")
+    return counts
 
 
 def _folded(modules: Sequence[nn.Module], example: Batch) -> list[Canonical]:

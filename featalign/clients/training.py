@@ -227,8 +227,12 @@ def _optimizer(
 
 
 def check_finite(module: nn.Module, name: str) -> None:
-    """Raise `NotFinite` when a parameter of the module holds NaN or infinity; buffers (masks) may."""
+    """Raise `NotFinite` when a parameter of the module holds NaN, infinity or nothing; buffers (masks) may."""
     for key, tensor in module.named_parameters():
+        if tensor.is_meta:
+            raise NotFinite(
+                f"'{key}' of client '{name}' is on the meta device and holds no numbers; load the weights first"
+            )
         if not torch.isfinite(tensor).all():
             raise NotFinite(
                 f"'{key}' {list(tensor.shape)} of client '{name}' holds NaN or infinity; "

@@ -32,6 +32,8 @@ class Slices:
         if len(lengths) != 1:
             raise ProbeError(f"arguments of {sorted(lengths)} samples; pass tensors of equal first dimension")
         count = lengths.pop()
+        if getattr(self.targets, "ndim", 1) == 0:
+            raise ProbeError("the targets are a single number; pass one target per input")
         if self.targets is not None and hasattr(self.targets, "__len__") and len(self.targets) != count:
             raise ProbeError(f"{count} inputs and {len(self.targets)} targets; pass one target per input")
         return int(count)
@@ -131,8 +133,9 @@ class Loader:
 
 
 def contents(values: torch.Tensor) -> bytes:
-    """Contents of a contiguous tensor of any dtype."""
-    return values.reshape(-1).view(torch.uint8).numpy().tobytes() if values.numel() else b""
+    """Contents of a tensor of any dtype and strides."""
+    plain = values.reshape(-1).clone(memory_format=torch.contiguous_format)
+    return plain.view(torch.uint8).numpy().tobytes() if values.numel() else b""
 
 
 def is_text(value: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from featalign.dictionaries.architectures.base import Tensors
 from featalign.dictionaries.dictionary import CONFIG, HISTORY, WEIGHTS, Dictionary, Quality
 from featalign.dictionaries.normalisation import PER_SAMPLE
 from featalign.dictionaries.preflight import DictionaryWarning
-from featalign.errors import CorruptFile, DictionaryError
+from featalign.errors import CorruptFile, DictionaryError, FeatalignError
 from featalign.storage import load_tensors, read_json
 
 SCALER = "activation_scaler.json"
@@ -34,9 +35,24 @@ def load(folder: Path | str) -> Dictionary:
     config, tensors = read_json(folder / CONFIG), load_tensors(folder / WEIGHTS)
     if not isinstance(config, dict):
         raise CorruptFile(f"'{folder / CONFIG}' is not a configuration of a dictionary; restore the file")
-    scaler = read_json(folder / SCALER) if (folder / SCALER).is_file() else {}
-    history = pd.DataFrame(read_json(folder / HISTORY)) if (folder / HISTORY).is_file() else pd.DataFrame()
-    return assemble(config, tensors, str(folder), scaler.get("scaling_factor"), history)
+    with corrupt(folder / SCALER):
+        scaler = read_json(folder / SCALER).get("scaling_factor") if (folder / SCALER).is_file() else None
+        factor = None if scaler is None else float(scaler)
+    with corrupt(folder / HISTORY):
+        history = pd.DataFrame(read_json(folder / HISTORY)) if (folder / HISTORY).is_file() else pd.DataFrame()
+    with corrupt(folder / CONFIG):
+        return assemble(config, tensors, str(folder), factor, history)
+
+
+@contextmanager
+def corrupt(file: Path) -> Iterator[None]:
+    """Whatever a value of an unexpected kind raises inside the block is a `CorruptFile`."""
+    try:
+        yield
+    except FeatalignError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise CorruptFile(f"'{file}' holds a value of an unexpected kind ({error}); restore the file") from error
 
 
 def assemble(

@@ -63,7 +63,8 @@ def fuse(
         clients: modules, trained clients, or folders and safetensors files of weights (`clients.weights`).
         probe: unlabelled inputs that all clients may see: whatever `data.Inputs` reads, or a file (`data.files`).
         method: a registered name; None takes what the regime recommends, and `notes["recommended"]` says why.
-        task: a `Task` or its name; None is read off outputs and targets.
+        task: a `Task` or its name, which decides what a refitted readout aims at; None is read off outputs and the
+            targets of `evaluate`, and without any is next-token or regression.
         evaluate: `(inputs, targets)` or a file with labels, for scores; never used to fit anything.
         mixing: weight of the first client (the others share the rest), or of every client; equal by default.
         reference: index or name of the client whose basis the others are moved into; the last one by default.

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from featalign.errors import BadOption
 from featalign.fuse.methods.registry import Proposal, require
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.refit import LayerFit
@@ -15,6 +16,7 @@ from featalign.fuse.repair import LayerRepair, is_deep
 from featalign.fuse.repair import repair as repair_statistics
 from featalign.fuse.result import FusionResult
 from featalign.fuse.rule import apply_rule
+from featalign.options import convert
 
 
 def solve(
@@ -41,6 +43,9 @@ def solve(
     """
     entry = require(problem, method)
     bound = entry.bind(options, method)
+    ridge = convert(ridge, float, "ridge")
+    if ridge <= 0:
+        raise BadOption(f"ridge = {ridge}; give a number above 0, relative to each layer's Gram matrix")
     began = time.perf_counter()
     proposal = propose(problem, method, bound)
     ready = proposal.module is not None

@@ -2,8 +2,8 @@
 
 Behind an elementwise nonlinearity or a norm with gains, `J` picks units: one choice for every depth of a stream, by the
 summed greedy gains over all the maps that read it. Heads are picked whole, by how much of what attention adds to the
-reduced stream their outputs explain. A linear space is projected on the leading directions of the joint second moment of
-everything that is read from it: behind a norm every position counts as the norm scales it. No alignment is needed.
+reduced stream their outputs explain. A linear space is projected on the leading directions of the joint second moment
+of everything that is read from it: behind a norm every position counts as the norm scales it. No alignment is needed.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ def _same(problem: FusionProblem, space: Space) -> tuple[SpaceMap, ...]:
 def project(problem: FusionProblem, space: Space, moment: torch.Tensor) -> tuple[SpaceMap, ...]:
     """Maps onto the leading directions `U` of the joint second moment of `sqrt(lambda_k) a_k`.
 
-    `J_k = sqrt(lambda_k) U_k^T` turns a network fused with itself and leaves its lengths; `a_k ~ U_k z / sqrt(lambda_k)`
-    is the least-squares reading. As many directions are used as the widest client uses: a stream that is never written
-    to along its mean keeps a silent direction, without which its LayerNorm could not be given back.
+    `J_k = sqrt(lambda_k) U_k^T` turns a network fused with itself and leaves its lengths; the least-squares reading is
+    `a_k ~ U_k z / sqrt(lambda_k)`. As many directions are used as the widest client uses: a stream that is never
+    written to along its mean keeps a silent direction, without which its LayerNorm could not be given back.
     """
     sizes = [graph[space.name].size for graph in problem.graphs]
     used = 1
@@ -136,7 +136,7 @@ def _blocks(moment: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
 
 @dataclass
 class Stage:
-    """What one map reads of a space: second moments `[pool, pool]`, and with what is wanted of it, `[pool, targets]`."""
+    """Second moments `[pool, pool]` of what one map reads, and with what is wanted of it, `[pool, targets]`."""
 
     gram: Any = 0
     cross: Any = 0
@@ -316,13 +316,15 @@ def _chosen(problem: FusionProblem, space: Space, pool: Pool) -> torch.Tensor:
 def _picked(
     problem: FusionProblem, space: Space, pool: Pool, chosen: torch.Tensor, heads: bool
 ) -> tuple[SpaceMap, ...]:
-    """Out-maps that pick, in-maps that read what was not picked from what was (heads are read as they are)."""
-    reading = None if heads else reading_map(pool.gram, chosen)
+    """Out-maps that pick, in-maps that read what was not picked from what was, heads by one number each."""
+    gram, count = pool.gram, pool.offsets[-1]
+    if heads:
+        gram = gram.reshape(count, pool.rest, count, pool.rest).diagonal(dim1=1, dim2=3).sum(-1)
+    reading = reading_map(gram, chosen)
     maps = []
     for weight, (low, high) in zip(problem.mixing, pairwise(pool.offsets)):
         rows = torch.nonzero((chosen >= low) & (chosen < high)).ravel()
         out = torch.zeros(len(chosen), high - low, dtype=torch.float64)
         out[rows, chosen[rows] - low] = 1 / weight if weight > 0 else 0.0
-        into = (out > 0).double().T.contiguous() if reading is None else reading[low:high]
-        maps.append(SpaceMap(out, into, Symmetry.LINEAR))
+        maps.append(SpaceMap(out, reading[low:high], Symmetry.LINEAR))
     return tuple(maps)

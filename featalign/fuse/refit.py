@@ -18,7 +18,6 @@ from torch import nn
 
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment
-from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import Stop, Walk, passing_order
@@ -91,8 +90,6 @@ def refit(
     Maps that run more than once, or whose rows are ordered differently by every client, keep the rule's weights. The
     task's target is for layers whose output is the network's output; others that write a pinned space keep the rule's.
     """
-    if not (ridge > 0 and ridge < float("inf")):
-        raise BadOption(f"ridge = {ridge}; give a positive finite number, relative to each layer's Gram matrix")
     return _Refit(problem, fused, alignments, targets, ridge, head, statistics).run(exact_first)
 
 
@@ -198,7 +195,8 @@ class _Refit:
                 yield self._moved(rows, site, writer)
 
     def _moved(self, rows: list[torch.Tensor], site: Site, writer: Writer) -> torch.Tensor:
-        problem, total = self.problem, 0  # type: ignore[var-annotated]
+        problem = self.problem
+        total: Any = 0
         for k, values in zip(self.taking, rows):
             name = written(problem.graphs[k], writer)
             space_map = self.alignments[k].maps.get(name) if name else None
@@ -209,7 +207,7 @@ class _Refit:
             if space_map is not None and space_map.shift is not None:
                 part = part + space_map.shift.double()
             total = total + problem.mixing[k] * part
-        return total  # type: ignore[return-value]
+        return total  # type: ignore[no-any-return]
 
 
 def _rows(stop: Stop, writer: Writer, module: nn.Module) -> torch.Tensor:

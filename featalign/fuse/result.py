@@ -48,8 +48,8 @@ class FusionResult:
     options: Mapping[str, Any]
     refitted: bool
     module: nn.Module
-    alignments: tuple[Alignment, ...]
-    fits: tuple[LayerFit, ...]
+    alignments: tuple[Alignment, ...] = field(repr=False)
+    fits: tuple[LayerFit, ...] = field(repr=False)
     matches: Mapping[tuple[int, str], FeatureMatch] = field(repr=False)
     notes: Mapping[str, Any]
     seconds: float

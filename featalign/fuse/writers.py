@@ -27,6 +27,7 @@ from featalign.spaces.graph import Axis, Site, Space, SpaceGraph
 
 EXACT = 1e-4  # relative error of float32 arithmetic, generously
 NORMS = nn.modules.batchnorm._BatchNorm
+NOWHERE = Site("")
 Event = tuple[Site, torch.Tensor]
 
 
@@ -55,7 +56,7 @@ class Writer:
     ins: tuple[int, ...]
     calls: int = 1
     layered: bool = True
-    lands: Site = Site("")
+    lands: Site = NOWHERE
     norms: tuple[str, ...] = ()
     readout: bool = False
 

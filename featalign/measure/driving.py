@@ -8,6 +8,7 @@ from featalign.errors import SpaceMismatch
 from featalign.measure.arrays import rows
 
 RANK = 64  # directions of the inputs that are kept
+SHUFFLES, ABOVE = 4, 1.2  # a direction counts above so many times the largest eigenvalue of so many shuffles
 
 
 def driving_kinds(activations: torch.Tensor, inputs: torch.Tensor, seed: int = 0) -> torch.Tensor:
@@ -15,8 +16,8 @@ def driving_kinds(activations: torch.Tensor, inputs: torch.Tensor, seed: int = 0
 
     `exp(H)` of the significant eigenvalues of `E_u[e e^T] - I`, `e` the whitened leading components of `inputs
     [samples, d]` and `E_u` the mean weighed by how far the unit is above its mean (spike-triggered covariance, Schwartz
-    et al. 2006). Significant is above the largest eigenvalue after shuffling the samples. Sums of inputs that are not
-    sparse (jointly Gaussian) count as one direction. NaN where no direction is significant.
+    et al. 2006). Significant is well above the largest eigenvalue after shuffling the samples. Sums of inputs that are
+    not sparse (jointly Gaussian) count as one direction. NaN where no direction is significant.
     """
     values, found = rows(activations), rows(inputs, "inputs")
     if len(values) != len(found):
@@ -24,12 +25,13 @@ def driving_kinds(activations: torch.Tensor, inputs: torch.Tensor, seed: int = 0
     white = _whitened(found)
     weight = (values - values.mean(0)).clamp_min(0)
     weight = weight / weight.sum(0).clamp_min(1e-300)
-    order = torch.randperm(len(values), generator=torch.Generator().manual_seed(seed))
+    draw = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(values), generator=draw) for _ in range(SHUFFLES)]
     kinds = []
     for unit in range(values.shape[1]):
-        null = _spectrum(white, weight[order, unit])[-1]
+        null = torch.stack([_spectrum(white, weight[order, unit])[-1] for order in orders]).max()
         spectrum = _spectrum(white, weight[:, unit])
-        kept = spectrum[spectrum > 1.2 * null.clamp_min(0)]
+        kept = spectrum[spectrum > ABOVE * null.clamp_min(0)]
         share = kept / kept.sum().clamp_min(1e-300)
         kinds.append(torch.exp(-torch.xlogy(share, share).sum()) if len(kept) and null > 0 else torch.tensor(torch.nan))
     return torch.stack(kinds).double()

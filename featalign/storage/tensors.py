@@ -20,9 +20,11 @@ def save_tensors(
     path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> Path:
     """Write safetensors atomically, with the SHA-256 of names, types, shapes, bytes and metadata beside them."""
+    import torch
     from safetensors.torch import save
 
-    contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain = torch.contiguous_format  # strides of single entries too, which may be anything in an expanded tensor
+    contiguous = {name: tensor.detach().cpu().clone(memory_format=plain) for name, tensor in tensors.items()}
     facts = {key: value for key, value in (metadata or {}).items() if key != _CHECKSUM}
     return write_bytes(path, save(contiguous, {**facts, _CHECKSUM: _digest(contiguous, facts)}))
 

@@ -5,6 +5,7 @@ from functools import cache
 import pytest
 import torch
 
+import featalign as fa
 from featalign.clients import Cohort
 from featalign.data import unwrap
 from featalign.errors import TraceError
@@ -120,6 +121,32 @@ def test_two_different_networks_are_fused_by_every_default_method(name):
     for method, refit in defaults(problem):
         back = cohort.restore(solve(problem, method, refit=refit).module)
         assert torch.isfinite(outputs(back, cohort)).all(), (method, refit)
+
+
+@pytest.mark.parametrize("evidence", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_compare_goes_from_end_to_end_with_table_and_page(name, evidence, tmp_path):
+    case = case_of(name)
+    methods = ["vanilla", "ot-acts"]
+    result = fa.compare(
+        clients_of(name),
+        case.probe,
+        case.evaluate,
+        case.task,
+        methods,
+        curve=0,
+        evidence=evidence,
+        out=tmp_path / "run",
+        progress=False,
+    )
+    scores = result.frames["scores"]
+    metric = cohort_of(name, clients_of(name)[:1]).task.metric
+    shown = scores[scores.metric == metric.name]
+    assert {"client-A", "client-B", "ensemble"} <= set(shown.row) and set(methods) <= set(shown.method)
+    assert shown.value.notna().all()
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert metric.name in page and "ot-acts" in page
+    assert fa.load(tmp_path / "run").to_frame().equals(result.to_frame())
 
 
 def test_a_wrapper_that_renames_its_parameters_is_refused_in_one_line():

@@ -225,6 +225,9 @@ def spoiled(folder, tensors=None, **changes):
             {},
             {"normalize_activations": "covariance_whitening"},
         ),
+        (CorruptFile, "unexpected kind", {}, {"metadata": 3}),
+        (CorruptFile, "unexpected kind", {}, {"metadata": {"sae_lens_version": "six"}}),
+        (CorruptFile, "unexpected kind", {}, {"metadata": {"sae_lens_version": "6.0", "quality": {"odd": 1}}}),
         (DictionaryError, "normalisation 'magic'", {}, {"normalize_activations": "magic"}),
     ],
 )
@@ -242,6 +245,10 @@ def test_damaged_files_are_named(trained, tmp_path):
     trained["topk"].save(tmp_path / "d")
     (tmp_path / "d" / CONFIG).write_text("[1]")
     with pytest.raises(CorruptFile, match="cfg"):
+        fd.load(tmp_path / "d")
+    trained["topk"].save(tmp_path / "d", overwrite=True)
+    (tmp_path / "d" / "activation_scaler.json").write_text("[1]")
+    with pytest.raises(CorruptFile, match="activation_scaler"):
         fd.load(tmp_path / "d")
     trained["topk"].save(tmp_path / "d", overwrite=True)
     weights = tmp_path / "d" / WEIGHTS

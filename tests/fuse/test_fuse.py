@@ -198,8 +198,11 @@ def test_convolutional_units_are_pooled_and_a_network_zipped_with_itself_returns
     assert sum(fused.notes["units_from_client"]["0"]) == 6
 
 
-def test_unit_pools_refuse_normalised_and_skipping_networks():
+def test_a_normalised_network_is_zipped_and_latents_of_one_are_refused():
     pictures = torch.randn(40, 2, 6, 6)
     network = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3)).eval()
+    problem = problem_of([network, network], pictures)
+    fused = solve(problem, "zip").module
+    assert torch.allclose(outputs(fused, pictures), outputs(network, pictures), atol=1e-5)
     with pytest.raises(BadOption, match="also written by a normalisation"):
-        solve(problem_of([network, network], pictures), "zip")
+        solve(problem, "feature-zip")

@@ -47,13 +47,14 @@ def client(config, seed=0):
 
 
 def turned(module, probe, seed=3):
-    """The same function with every space in another basis that its symmetry allows, heads and their insides as well."""
+    """The same function with every space in another basis that its symmetry allows, but for the insides of heads."""
     graph = trace(module, probe[:2])
     generator = torch.Generator().manual_seed(seed)
     kinds = {Symmetry.ORTHOGONAL: Symmetry.ORTHOGONAL, Symmetry.LINEAR: Symmetry.ORTHOGONAL}
     maps = {
         space.name: random_transform(space.size, kinds.get(space.symmetry, Symmetry.PERMUTATION), generator)
         for space in graph.hidden
+        if not space.name.endswith((".qk", ".ov"))
     }
     return rebuilt(module, moved(module, graph, maps))
 

@@ -197,3 +197,14 @@ def test_text_is_utf_8_whatever_the_locale(tmp_path):
     done = subprocess.run([sys.executable, *flags, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "b.json").read_text()) == {"name": "é ± ↔"}
+
+
+def test_tensors_of_any_strides_are_saved(tmp_path):
+    tensors = {
+        "one": torch.ones(1).as_strided((1,), (0,)),
+        "wide": torch.ones(1, 1).expand(3, 4),
+        "t": torch.rand(3, 2).T,
+    }
+    path = storage.save_tensors(tmp_path / "x.safetensors", tensors)
+    found = storage.load_tensors(path)
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

@@ -75,6 +75,8 @@ class Classification(Task):
             )
         if self.class_ids is not None and len(self.class_ids) != logits.shape[-1]:
             raise TaskError(f"{len(self.class_ids)} class_ids for {logits.shape[-1]} classes; give one per output")
+        if self.class_names and len(self.class_names) != logits.shape[-1]:
+            raise TaskError(f"{len(self.class_names)} class_names for {logits.shape[-1]} classes; give one per output")
         kept = found[found != self.ignore]
         if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= logits.shape[-1]):
             raise TaskError(

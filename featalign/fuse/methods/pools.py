@@ -187,11 +187,10 @@ def _wanted(
         if layer.reads != space.name:
             continue
         if not _reads_units(problem, layer) or len(held[0][Site(layer.module)]) != len(parts[0]):
-            wanted += [
-                w**0.5 * read_strength(problem, k, space).to(parts[k]) * parts[k]
-                for k, w in enumerate(problem.mixing)
-                if w > 0
-            ]
+            for k, w in enumerate(problem.mixing):
+                if w > 0:
+                    units = apply_nonlinearity(space, held[k][problem.graphs[k][space.name].before])
+                    wanted.append(w**0.5 * read_strength(problem, k, space).to(units) * units)
         elif layer.module in readouts:
             wanted.append(readout_target(problem, [units_last(out, False) for out in outputs], None))
         else:

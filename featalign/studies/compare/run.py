@@ -80,7 +80,8 @@ def compare(
 
     Raises a `FeatalignError` of one line: bad modules, probes, targets and options are named before any work.
     """
-    given = {"methods": tuple(methods or ()), "options": dict(options or {}), "mixing": mixing, "augment": augment}
+    chosen = methods if isinstance(methods, str) else tuple(methods or ())
+    given = {"methods": chosen, "options": dict(options or {}), "mixing": mixing, "augment": augment}
     config = typed.read(CompareConfig, {**given, "device": device, **settings}, "compare")
     _check(config)
     with ExitStack() as stack:

@@ -14,6 +14,7 @@ from featalign.measure.scores import MatchScores
 from featalign.studies.diagnose.rows import DictionaryRow
 
 MARGIN = 0.05  # explained variance by which a dictionary must beat random directions to be read
+LEAST = 1.25  # ratio to the control below which a difference is a tie: two draws of random weights differ by a tenth
 SAME = 0.8  # cosine from which a direction of one seed is found again in another
 SLACK = 1.25  # latents per unit that superposition needs to show itself
 MODEL, WEIGHTS, SAMPLES = "model", "shuffled weights", "shuffled samples"
@@ -104,10 +105,10 @@ def changed(effective: np.ndarray, control: np.ndarray | None, dictionaries: Map
         return Verdict("unknown", f"Changed by training: unknown, fewer than two units fire often enough ({stands}).")
     mean, other = float(effective.mean()), float(control.mean())
     facts = f"a unit carries {mean:.1f} features on average, {other:.1f} with shuffled weights ({stands})."
-    if apart(effective, control) and not 1 / 1.1 < mean / other < 1.1:
+    if apart(effective, control) and not 1 / LEAST < mean / other < LEAST:
         word = "more" if mean > other else "fewer"
         return Verdict("yes", f"Changed by training: yes, units carry {word} features than without it: {facts}")
-    return Verdict("no", f"Changed by training: no evidence, a tie: {facts}")
+    return Verdict("no", f"Changed by training: no evidence, a tie (less than a quarter apart, or by chance): {facts}")
 
 
 def meaning(
