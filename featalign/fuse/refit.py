@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from featalign.align.activations import Held
+from featalign.align.heads import gauged_state
 from featalign.align.maps import Alignment
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import Stop, Walk, passing_order
 from featalign.fuse.writers import Writer, written
 from featalign.spaces import affine
-from featalign.spaces.apply import pieces_of
+from featalign.spaces.apply import pieces_of, rebuilt
 from featalign.spaces.capture import kept, units_last
 from featalign.spaces.graph import Layer, Site
 
@@ -119,7 +120,7 @@ class _Refit:
         order = passing_order(self.fused, problem.cohort.example, [*stages, *norms])
         inputs = problem.cohort.refit_inputs.batched(problem.activations.batch_size)
         notes = {writer.reads for site in order for writer in stages.get(site, ())}
-        parents = [Walk(problem.clients[k], inputs, stages) for k in (() if self.targets else self.taking)]
+        parents = [Walk(self._parent(k), inputs, stages) for k in (() if self.targets else self.taking)]
         fits: list[LayerFit] = []
         with Walk(self.fused, inputs, order, notes) as walk:
             try:
@@ -137,6 +138,11 @@ class _Refit:
                 for parent in parents:
                     parent.__exit__(None, None, None)
         return fits
+
+    def _parent(self, client: int) -> nn.Module:
+        """A client with the bases inside its heads turned like the reference's: the maps take it from there."""
+        module, gauge = self.problem.clients[client], self.alignments[client].gauge
+        return rebuilt(module, gauged_state(module, self.problem.graphs[client], gauge)) if gauge else module
 
     def _stages(self, exact_first: bool) -> dict[Site, list[Writer]]:
         """Maps to be solved together, by where they land; with given targets every layer on its own."""
