@@ -154,9 +154,11 @@ class _Refit:
                 continue
             if self.targets is None:
                 stages.setdefault(writer.lands, []).append(writer)
-            elif layer is not None and (name := written(graph, writer)):
-                if len(writer.matrix(self.fused)) == graph[name].size:  # the two halves of a gate are left to the rule
-                    stages[writer.own] = [writer]
+                continue
+            name = written(graph, writer)
+            whole = name and graph[name].size == len(writer.matrix(self.fused))  # no half of a gate
+            if layer is not None and whole:
+                stages[writer.own] = [writer]
         return stages
 
     def _fit(self, walk: Walk, parents: list[Walk], site: Site, writers: list[Writer]) -> LayerFit:
