@@ -18,11 +18,16 @@ def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print dictionaries with the same keys as an aligned table."""
+    """Print dictionaries with the same keys as an aligned table; whole, however wide, where no terminal cuts it."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*("yes" if cell is True else "no" if cell is False else str(cell) for cell in row.values()))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(
+            console.width, console.measure(table, options=console.options.update(max_width=10_000)).maximum
+        )
+    console.print(table)

@@ -91,7 +91,9 @@ def moment_refit(
         raise BadOption("maps with a shift want a probe; refit with refit=true, or match by a method without shifts")
     fits = []
     taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
-    for layer in refittable(problem, fused):
+    for layer in problem.graph.layers:
+        if not _refittable(problem, fused, layer):
+            continue
         tiles = [_tile(problem.graphs[k][layer.reads], layer) for k in taking]
         if any(layer.module not in moments[k] for k in taking) or None in tiles:
             continue
@@ -138,6 +140,14 @@ def _solve(
         return 1 - error / max(energy, 1e-30)
 
     return LayerFit(layer.module, explained(initial), explained(solution))
+
+
+def _refittable(problem: FusionProblem, fused: nn.Module, layer: Layer) -> bool:
+    """Whether a layer runs once and writes all of its space, its rows ordered alike by all clients."""
+    part = fused.get_submodule(layer.module)
+    if layer.calls != 1 or not affine.is_affine(part):
+        return False
+    return problem.paired_rows(layer) and len(affine.matrix(part)) == problem.graph[layer.writes].size
 
 
 def _matrix(part: nn.Module) -> torch.Tensor:
