@@ -154,7 +154,10 @@ class _Refit:
                 continue
             if self.targets is None:
                 stages.setdefault(writer.lands, []).append(writer)
-            elif layer is not None and written(graph, writer):
+                continue
+            name = written(graph, writer)
+            whole = name and graph[name].size == len(writer.matrix(self.fused))  # no half of a gate
+            if layer is not None and whole:
                 stages[writer.own] = [writer]
         return stages
 

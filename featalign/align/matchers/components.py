@@ -13,6 +13,7 @@ from featalign.spaces.graph import Symmetry
 from featalign.transport import solve
 
 RIDGE = 1e-6  # relative to the mean variance
+FAINT = 1e-5  # spread of an axis relative to the widest, in float32
 
 
 @matcher("cca", spaces="rotations", needs=("rotations",), default=False)
@@ -32,11 +33,20 @@ def pca(pair: Pair) -> SpaceMap:
     """Principal axes matched one to one by |correlation|, signs included: a dictionary without superposition."""
     posts_a, posts_b = _posts(pair)
     source, target = bases.pca(posts_a), bases.pca(posts_b)
-    similarity = correlation(source.encode(posts_a), target.encode(posts_b)).double()
+    codes_a, codes_b = source.encode(posts_a), target.encode(posts_b)
+    similarity = correlation(codes_a, codes_b).double()
+    silent = _silent(codes_a)[:, None] & _silent(codes_b)  # nothing varies along them: as near as they lie
+    similarity = torch.where(silent, (source.atoms @ target.atoms.T).double(), similarity)
     plan = torch.from_numpy(solve(1 - similarity.abs(), method="exact").dense())
-    signed = (plan / plan.amax()) * similarity.sign()
+    signed = (plan / plan.amax()) * torch.where(similarity < 0, -1.0, 1.0)
     out = target.atoms.double().T @ signed.T @ source.encoder.double().T
     return SpaceMap(out, out.T.contiguous(), Symmetry.ORTHOGONAL)
+
+
+def _silent(codes: torch.Tensor) -> torch.Tensor:
+    """Axes along which the samples do not vary, `[n]`."""
+    spread = codes.double().std(0)
+    return spread <= FAINT * spread.amax()
 
 
 def _posts(pair: Pair) -> tuple[torch.Tensor, torch.Tensor]:
