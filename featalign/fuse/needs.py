@@ -109,6 +109,14 @@ def reducible(problem: FusionProblem) -> str | None:
         shared = _shares_rows(problem, space)
         if shared is not None:
             return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
+    for layer in attention_layers(graph):
+        if len(layer.inner) < 2:
+            return f"heads '{layer.heads.name}' share keys and values, and only whole heads are picked"
+        inside = {axis.parameter for axis in layer.heads.writers}
+        for space in graph.hidden:
+            read = inside & {axis.parameter for axis in space.readers}
+            if read and space.symmetry not in (Symmetry.ORTHOGONAL, Symmetry.LINEAR):
+                return f"attention reads space '{space.name}', whose norms keep their gains"
     widths = [
         [graph[s.name].size for s in graph.hidden if s.name.rpartition(".")[2].startswith(("qk", "ov"))]
         for graph in problem.graphs
