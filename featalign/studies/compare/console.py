@@ -22,8 +22,9 @@ def print_result(result: CompareResult) -> None:
     _counts(result, console)
     console.print(_scores(result))
     skipped = result.frames["methods"]
-    for row in records(skipped[~skipped["available"]]):
-        console.print(f"[dim]{escape(row.method)} did not run: {escape(row.reason)}[/]", highlight=False)
+    for reason, group in skipped[~skipped["available"]].groupby("reason", sort=False):
+        names = ", ".join(group["method"])
+        console.print(f"[dim]not run: {escape(names)} ({escape(str(reason))})[/]", highlight=False, soft_wrap=True)
     if words := matched(result):
         console.print(f"matched correlation by space: {escape(words)}", highlight=False)
     first = result.frames["spaces"].drop_duplicates("space")
