@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from featalign.studies.compare.result import CompareResult
 
-METHODS = ("vanilla", "ot-acts", "procrustes", "procrustes-wts", "feature-project", "sinkhorn")
+METHODS = ("vanilla", "ot-acts", "procrustes", "procrustes-wts", "feature-project", "sinkhorn", "zip")
 
 
 def barrier(
