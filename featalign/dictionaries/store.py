@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from featalign.dictionaries.loading import load
 from featalign.dictionaries.preflight import DictionaryWarning
 from featalign.dictionaries.training import train
 from featalign.spaces.capture import collect
-from featalign.spaces.graph import Site, SpaceGraph
+from featalign.spaces.graph import Site, Space, SpaceGraph
 
 VERSION = 3  # raise it when a change to training changes trained dictionaries
 SAMPLES = 20_000  # activations per dictionary; more do not help at these widths
@@ -41,11 +43,11 @@ def cached_dictionaries(
         data: inputs that each client saw (see `data.Inputs`); at most `SAMPLES` rows of activations are used.
         names: of the clients, for messages and metadata.
         architecture: registered name; those that transcode map pre- to post-activations, others read the latter.
-        keys: fingerprints of the clients; without them nothing is cached.
+        keys: fingerprints of the clients; without them nothing is cached. A damaged entry is trained again with a
+            warning.
         expansion, k: width as a multiple of the units and active latents; 0 means the defaults.
     """
     found: dict[str, list[Dictionary]] = {}
-    transcodes = ARCHITECTURES[architecture].transcodes
     for index, (client, graph, inputs, name) in enumerate(zip(clients, graphs, data, names)):
         spaces = [space for space in graph.hidden if space.pre is not None]
         identity: dict[str, Any] = {"architecture": architecture, "seed": seed, "expansion": expansion, "k": k}
@@ -57,35 +59,63 @@ def cached_dictionaries(
         steps = FEW_STEPS if len(inputs) * per_input < FEW else None
         if steps:
             identity["steps"] = steps
-        folder = storage.cache_folder() / "dictionaries" / storage.fingerprint(identity)
-        if keys and folder.is_dir():
-            for space in spaces:
-                found.setdefault(space.name, []).append(load(folder / storage.safe_name(space.name)))
-            continue
-        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[: -(-SAMPLES // per_input)]
-        held = {site: _some(rows, seed) for site, rows in collect(client, inputs.subset(order), sites).items()}
-        trained = {}
-        for space in spaces:
-            assert space.pre is not None
-            pre, post = held[space.pre], held[space.post or space.pre]
-            with warnings.catch_warnings():  # a few dead units are routine in a trained ReLU layer
-                warnings.filterwarnings("ignore", ".*units are constant", DictionaryWarning)
-                trained[space.name] = train(
-                    pre if transcodes else post,
-                    width=round(expansion * space.size) if expansion else None,
-                    architecture=architecture,
-                    k=k or None,
-                    seed=seed,
-                    steps=steps,
-                    metadata={"client": name, "space": space.name, "hook_name": str(space.post or space.pre)},
-                    targets=post if transcodes else None,
-                )
-            found.setdefault(space.name, []).append(trained[space.name])
+        build = partial(
+            _train, client, name, inputs, spaces, sites, per_input, architecture, seed,
+            expansion=expansion, k=k, steps=steps,
+        )  # fmt: skip
         if keys:
-            with storage.atomic_folder(folder, overwrite=True) as temporary:
-                for space_name, dictionary in trained.items():
-                    dictionary.save(temporary / storage.safe_name(space_name))
+            folder = storage.cache_folder() / "dictionaries" / storage.fingerprint(identity)
+            trained = storage.cached(folder, build, partial(_read, spaces), _write)
+        else:
+            trained = build()
+        for space in spaces:
+            found.setdefault(space.name, []).append(trained[space.name])
     return {name: tuple(members) for name, members in found.items()}
+
+
+def _train(
+    client: nn.Module,
+    name: str,
+    inputs: Inputs,
+    spaces: Sequence[Space],
+    sites: Sequence[Site],
+    per_input: int,
+    architecture: str,
+    seed: int,
+    *,
+    expansion: float,
+    k: float,
+    steps: int | None,
+) -> dict[str, Dictionary]:
+    """A dictionary of every space of one client."""
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))[: -(-SAMPLES // per_input)]
+    held = {site: _some(rows, seed) for site, rows in collect(client, inputs.subset(order), sites).items()}
+    transcodes = ARCHITECTURES[architecture].transcodes
+    trained = {}
+    for space in spaces:
+        pre, post = held[space.before], held[space.after]
+        with warnings.catch_warnings():  # a few dead units are routine in a trained ReLU layer
+            warnings.filterwarnings("ignore", ".*units are constant", DictionaryWarning)
+            trained[space.name] = train(
+                pre if transcodes else post,
+                width=round(expansion * space.size) if expansion else None,
+                architecture=architecture,
+                k=k or None,
+                seed=seed,
+                steps=steps,
+                metadata={"client": name, "space": space.name, "hook_name": str(space.after)},
+                targets=post if transcodes else None,
+            )
+    return trained
+
+
+def _read(spaces: Sequence[Space], folder: Path) -> dict[str, Dictionary]:
+    return {space.name: load(folder / storage.safe_name(space.name)) for space in spaces}
+
+
+def _write(trained: dict[str, Dictionary], folder: Path) -> None:
+    for name, dictionary in trained.items():
+        dictionary.save(folder / storage.safe_name(name))
 
 
 def _rows_per_input(client: nn.Module, inputs: Inputs, sites: Sequence[Site]) -> int:

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
 import json
-import platform
 import re
 import types
 import typing
@@ -269,17 +267,6 @@ def records(frame: pd.DataFrame) -> list[Any]:
 def with_spread(mean: str, std: str, count: int) -> str:
     """`91.2 ± 0.4`, or the mean alone where there is one seed."""
     return f"{mean} ± {std}" if count > 1 else mean
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
-    for package in ("featalign", "torch", "numpy", "scipy", "POT", "scikit-learn"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "unknown"
-    return found
 
 
 def config_dict(config: Any) -> dict[str, Any]:

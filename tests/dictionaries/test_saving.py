@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
 from featalign import dictionaries as fd
+from featalign.dictionaries.store import cached_dictionaries
 from featalign.errors import FolderExists
+from featalign.spaces import trace
+from featalign.storage import CacheWarning
 
 NAMES = ("topk", "batchtopk", "relu", "jumprelu", "gated", "matryoshka", "transcoder")
 
@@ -34,3 +38,25 @@ def test_training_and_saving_do_not_import_sae_lens():
         "assert 'sae_lens' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_damaged_cached_dictionary_is_trained_again_with_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setenv("FEATALIGN_CACHE", str(tmp_path))
+    network = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3)).eval()
+    inputs = torch.randn(600, 6, generator=torch.Generator().manual_seed(0))
+    graph = trace(network, inputs[:2])
+
+    def found():
+        return cached_dictionaries([network], [graph], [inputs], ["A"], "topk", keys=["a"])["0"][0]
+
+    first = found()
+    weights = next(tmp_path.rglob("sae_weights.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1  # one bit of one weight
+    weights.write_bytes(content)
+    with pytest.warns(CacheWarning, match="built again"):
+        again = found()
+    assert torch.equal(first.W_dec, again.W_dec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CacheWarning)
+        assert torch.equal(found().W_dec, first.W_dec)

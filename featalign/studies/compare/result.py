@@ -14,7 +14,7 @@ from featalign import options, storage
 from featalign.data.task import Metric
 from featalign.studies.compare.config import CompareConfig, RunConfig
 from featalign.studies.compare.rows import FRAMES, MethodRow, Row
-from featalign.studies.result import StudyResult, records, statistics, study, versions
+from featalign.studies.result import StudyResult, records, statistics, study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -54,7 +54,7 @@ class CompareResult(StudyResult):
         task = first.cohort.task
         notes = [note for trial in trials for note in _notes(trial, len(trials))]
         known = {
-            "versions": versions(),
+            "versions": storage.versions(),
             "task": task.name,
             "metrics": [asdict(metric) for metric in task.metrics],
             "mixing": first.problem.mixing[0],

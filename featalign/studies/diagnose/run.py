@@ -30,7 +30,6 @@ from featalign.studies.diagnose.reading import ROWS, Reading, embedded, labels_o
 from featalign.studies.diagnose.result import DiagnoseResult
 from featalign.studies.diagnose.rows import FunctionRow, LayerRow
 from featalign.studies.diagnose.verdicts import MODEL, WEIGHTS
-from featalign.studies.result import versions
 
 FEWEST = 40  # inputs below which nothing is worth starting
 SPLICED = 2000  # inputs that loss recovered is measured on
@@ -167,7 +166,7 @@ def _diagnose(
     frames.setdefault("layers", []).extend(skipped)
     known = {
         **facts,
-        "versions": versions(),
+        "versions": storage.versions(),
         "task": cohort.task.name,
         "inputs": len(source),
         "held_out": 0 if same else len(held),

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
+from featalign import storage
 from featalign.data.task import Metric
 from featalign.federated.result import ROWS, ClientRow, FaultRow, FederatedResult, RoundRow, TrafficRow
 from featalign.studies.federate.config import FederateConfig
-from featalign.studies.result import StudyResult, study, versions
+from featalign.studies.result import StudyResult, study
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -82,7 +83,7 @@ class FederateResult(StudyResult):
             "metric": asdict(metric),
             "laws": {run: result.facts["law"] for run, result in found.items() if result.facts["law"]},
             "notes": sorted({note for result in found.values() for note in result.facts["notes"]}),
-            "versions": versions(),
+            "versions": storage.versions(),
         }
         return cls(config, frames, facts)
 

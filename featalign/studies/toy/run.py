@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from featalign import storage
 from featalign.align.regime import Regime, regime
 from featalign.clients import Cohort
 from featalign.dictionaries import Dictionary, train_many
 from featalign.errors import BadOption
 from featalign.fuse import METHODS, FusionProblem, available, solve
 from featalign.spaces import apply_nonlinearity
-from featalign.studies.result import versions
 from featalign.studies.toy.config import SHOWN, ToySettings
 from featalign.studies.toy.result import MethodRow, RegimeRow, Score, SurvivalRow, ToyResult
 from featalign.studies.toy.truth import matching
@@ -68,7 +68,7 @@ def compare(
         "regimes": [RegimeRow.of(run.seed, run.regime) for run in runs],
         "survival": [row for run in runs for row in run.survival],
     }
-    facts = {"zero": float(world.test.pow(2).sum(1).mean()), "words": list(world.words), "versions": versions()}
+    facts = {"zero": float(world.test.pow(2).sum(1).mean()), "words": list(world.words), "versions": storage.versions()}
     return ToyResult(settings, frames, facts, example={"problem": runs[0].problem, "fused": runs[0].fused})
 
 
