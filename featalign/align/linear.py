@@ -59,10 +59,3 @@ def solve_ridge(gram: torch.Tensor, cross: torch.Tensor, share: float) -> torch.
     """`(G + p I)^-1 C` for `G [n, n]` and `C [n, m]`, with the penalty `p` a `share` of the mean diagonal of `G`."""
     penalty = share * gram.diagonal().mean().clamp_min(1e-300)
     return torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), cross)
-
-
-def correlation(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Pearson `[n, m]` of the columns of `a [samples, n]` and `b [samples, m]`; zero for constant ones."""
-    a, b = a - a.mean(0), b - b.mean(0)
-    scale = torch.outer(a.norm(dim=0), b.norm(dim=0))
-    return torch.where(scale > 1e-12, a.T @ b / scale.clamp_min(1e-12), torch.zeros((), dtype=scale.dtype))

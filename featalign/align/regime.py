@@ -17,9 +17,10 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from featalign.align.feature import match_features
-from featalign.align.linear import correlation, orthogonal_map, ridge_map
+from featalign.align.linear import orthogonal_map, ridge_map
 from featalign.dictionaries.basis import Basis
 from featalign.errors import NotFinite, ProbeError
+from featalign.measure import correlation
 from featalign.spaces.graph import Symmetry
 
 RECOMMENDED = {  # registered fusion methods, where a nonlinearity privileges the units, and where the space is linear

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from featalign.align.linear import correlation
 from featalign.align.maps import SpaceMap
 from featalign.align.matchers.registry import matcher
 from featalign.align.pair import Pair
 from featalign.dictionaries import bases
+from featalign.measure import correlation
 from featalign.spaces.graph import Symmetry
 from featalign.transport import solve
 

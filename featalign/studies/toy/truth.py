@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from featalign.align import Regime, match_features
-from featalign.align.linear import correlation
 from featalign.fuse import FusionProblem
+from featalign.measure import correlation
 from featalign.studies.toy.result import MatchRow
 
 RECOVERED = 0.7  # correlation at which a latent counts as a true feature
