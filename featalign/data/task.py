@@ -11,7 +11,7 @@ A task of one's own is one file with a subclass; `loss` is all that it must have
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar
 
@@ -178,6 +178,20 @@ def numbers(targets: Any, task: str) -> torch.Tensor:
         raise TaskError(
             f"targets of task '{task}' must be numbers, not {type(shown).__name__} such as {str(shown)[:40]!r}"
         ) from None
+
+
+def labels_of(task: Task, batches: Iterable[Batch]) -> torch.Tensor | None:
+    """One class per sample `[samples]` of all batches, where the task has classes and the batches targets."""
+    found = []
+    for batch in batches:
+        try:
+            labels = task.labels(task.targets(batch))
+        except TaskError:
+            return None
+        if labels is None or labels.dim() != 1:
+            return None
+        found.append(labels.cpu())
+    return torch.cat(found)
 
 
 class Scores:

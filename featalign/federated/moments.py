@@ -55,19 +55,6 @@ def client_moments(module: nn.Module, graph: SpaceGraph, inputs: Inputs) -> dict
     }
 
 
-def refittable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
-    """Affine layers that run once, write all of their space and have rows that correspond between clients."""
-    spaces = {space.name: space for space in problem.graph.spaces}
-    found = []
-    for layer in problem.graph.layers:
-        module = fused.get_submodule(layer.module)
-        if layer.calls != 1 or not problem.paired_rows(layer):
-            continue
-        if affine.is_affine(module) and len(affine.matrix(module)) == spaces[layer.writes].size:
-            found.append(layer)
-    return found
-
-
 def moment_refit(
     problem: FusionProblem,
     fused: nn.Module,

@@ -13,8 +13,7 @@ from torch import nn
 
 from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
-from featalign.data.task import Task
-from featalign.errors import TaskError
+from featalign.data.task import Task, labels_of
 from featalign.plots.sprites import sprite_sheet
 from featalign.spaces.capture import Held, collect
 from featalign.spaces.graph import Site
@@ -55,7 +54,7 @@ class Examples:
                 if total >= count:
                     break
             index = torch.arange(total)
-        return cls(tuple(batches), index, _labels(batches, task))
+        return cls(tuple(batches), index, labels_of(task, batches))
 
     @property
     def pictures(self) -> bool:
@@ -146,16 +145,3 @@ def _window(batch: Batch, position: int, tokenizer: Any) -> str:
     decode = getattr(tokenizer, "decode", None)
     before, own, after = (decode(part) if decode and part else " ".join(map(str, part)) for part in parts)
     return f"{'…' * (start > 0)}{before} [{own}] {after}{'…' * (position + 1 + AROUND < len(tokens))}".strip()
-
-
-def _labels(batches: Sequence[Batch], task: Task) -> torch.Tensor | None:
-    found = []
-    for batch in batches:
-        try:
-            labels = task.labels(task.targets(batch))
-        except TaskError:
-            return None
-        if labels is None or labels.dim() != 1:
-            return None
-        found.append(labels.cpu())
-    return torch.cat(found)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,14 @@ from featalign import measure
 from featalign.clients.cohort import Cohort
 from featalign.data.batch import unwrap
 from featalign.data.inputs import Inputs
+from featalign.data.task import labels_of
 from featalign.dictionaries import Basis
 from featalign.spaces.capture import evaluating, stream
 from featalign.spaces.graph import Site, Space
 from featalign.spaces.splice import first_replaced
 from featalign.studies.compare.examples import Examples
 from featalign.studies.diagnose.layer import Layer
-from featalign.studies.diagnose.reading import Reading, labels_of
+from featalign.studies.diagnose.reading import Reading
 from featalign.studies.diagnose.verdicts import MODEL, RANDOM, RANDOM_WEIGHTS, WEIGHTS
 
 SHOWN_UNITS, SHOWN_FEATURES, SHOWN_INPUTS = 24, 64, 6
@@ -235,8 +236,3 @@ def effect_of(cohort: Cohort, site: Site, basis: Basis, inputs: Inputs) -> Calla
         return (outputs[on] - edited).mean(0).tolist()
 
     return effect
-
-
-def shown_counts(content: Mapping[str, Any]) -> dict[str, str]:
-    """What of each layer is shown, in words."""
-    return {name: cards["facts"] for name, cards in content["spaces"].items()}

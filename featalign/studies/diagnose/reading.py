@@ -10,8 +10,6 @@ from torch import nn
 
 from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
-from featalign.data.task import Task
-from featalign.errors import TaskError
 from featalign.spaces.capture import collect, fitting_batch, stream
 from featalign.spaces.graph import Site
 
@@ -106,17 +104,3 @@ def embedded(inputs: Inputs, origins: torch.Tensor | None) -> tuple[torch.Tensor
     if flat.shape[1] > 4096:
         flat = torch.nn.functional.adaptive_avg_pool1d(flat[:, None], 1024)[:, 0]
     return flat[origins[:, 0]], not is_picture(example.tensors[0][0])
-
-
-def labels_of(task: Task, inputs: Inputs) -> torch.Tensor | None:
-    """One class per input, where the task has classes."""
-    found = []
-    for batch in inputs:
-        try:
-            labels = task.labels(task.targets(batch))
-        except TaskError:
-            return None
-        if labels is None or labels.dim() != 1:
-            return None
-        found.append(labels.cpu())
-    return torch.cat(found)

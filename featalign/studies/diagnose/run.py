@@ -15,7 +15,7 @@ from featalign import options as typed
 from featalign import storage
 from featalign.clients.cohort import Cohort
 from featalign.data.inputs import Inputs
-from featalign.data.task import Task
+from featalign.data.task import Task, labels_of
 from featalign.dictionaries import as_basis
 from featalign.dictionaries.preflight import inspect
 from featalign.errors import FeatalignError, ProbeError, TaskError
@@ -26,7 +26,7 @@ from featalign.studies.diagnose.cards import Cards
 from featalign.studies.diagnose.config import DiagnoseConfig, DiagnoseRunConfig
 from featalign.studies.diagnose.controls import shuffled_weights
 from featalign.studies.diagnose.layer import Layer, check_given
-from featalign.studies.diagnose.reading import ROWS, Reading, embedded, labels_of, read
+from featalign.studies.diagnose.reading import ROWS, Reading, embedded, read
 from featalign.studies.diagnose.result import DiagnoseResult
 from featalign.studies.diagnose.rows import FunctionRow, LayerRow
 from featalign.studies.diagnose.verdicts import MODEL, WEIGHTS
