@@ -43,6 +43,7 @@ def bench_transport(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quick: bool = typer.Option(False, "--quick", help="Sizes up to 1000 only, no sparse problems."),
     only: str = typer.Option(None, help="One table: exact, entropic or sparse."),
+    limit: float = typer.Option(600.0, metavar="SECONDS", help="Stop a solver of the sparse table after so long."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of seconds over size here."),
 ) -> None:
     """Exact, entropic and sparse transport against scipy and POT in the same run."""
@@ -50,7 +51,7 @@ def bench_transport(
 
     from featalign.bench.transport import table_rows, transport_benchmark
 
-    tables = transport_benchmark(quick, only)
+    tables = transport_benchmark(quick, only, limit=limit)
     if figure is not None:
         from featalign.plots.transport import benchmark
 
