@@ -62,6 +62,24 @@ def bench_transport(
         print_table(list(table_rows(tables)))
 
 
+@bench.command("synthetic")
+def bench_synthetic(
+    features: int = typer.Option(2048, help="True features of the synthetic model."),
+    units: int = typer.Option(128, help="Dimensions that they share."),
+    width: int = typer.Option(1024, help="Latents of the dictionaries."),
+    k: int = typer.Option(12, help="Active latents per sample."),
+    samples: int = typer.Option(100_000, help="Activations that both libraries train on."),
+    steps: int = typer.Option(1500, help="Training steps of every dictionary."),
+    architecture: list[str] = typer.Option(["topk", "batchtopk"], metavar="NAME", help="Repeat for several."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Known features of sae-lens's synthetic models (as in SynthSAEBench), both trainers, sae-lens as the judge."""
+    from featalign.bench.synthetic import synthetic_benchmark
+
+    rows = synthetic_benchmark(features, units, width, k, samples, steps, architectures=architecture)
+    print_rows(rows, as_json)
+
+
 @bench.command("toy")
 def bench_toy(
     steps: int = typer.Option(3000, help="Training steps of every model."),
