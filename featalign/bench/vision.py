@@ -22,8 +22,8 @@ MODELS: dict[str, dict[str, Any]] = {
 _PICTURES = {"flip": True, "shift": 2, "schedule": "one-cycle", "warmup": 0.25, "label_smoothing": 0.05}
 _SGD = {"optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 128, "channels_last": True}
 RECIPES: dict[str, dict[str, Any]] = {
-    "resnet20": {**_PICTURES, **_SGD, "epochs": 12, "coarse": 0.5},
-    "vgg11": {**_PICTURES, **_SGD, "epochs": 9, "lr": 0.1},
+    "resnet20": {**_PICTURES, **_SGD, "epochs": 12, "coarse": 0.75},
+    "vgg11": {**_PICTURES, **_SGD, "epochs": 10, "coarse": 0.6, "lr": 0.1},
     "vit": {**_PICTURES, "epochs": 20},
 }
 WITHOUT_DICTIONARIES = ("vanilla", "ot-acts", "ot-wts", "weight-matching", "zip")
