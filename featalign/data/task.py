@@ -163,6 +163,10 @@ class Task:
         if head not in (None, *self.heads):
             raise BadOption(f"head '{head}' of task '{self.name}'; choices: {', '.join(self.heads)}, none")
 
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        """How far a network's outputs are from those of an ensemble (`combine`), one number with gradients."""
+        return (outputs - ensemble.to(outputs)).pow(2).mean()
+
     def labels(self, targets: Any) -> torch.Tensor | None:
         """One class per sample `[samples]`, for measures of selectivity; None where the task has no classes."""
         return None

@@ -145,6 +145,11 @@ class Classification(Task):
         mixed = torch.stack([w * z.double().softmax(-1) for w, z in zip(share, logits)]).sum(0)
         return mixed / mixed.sum(-1, keepdim=True)
 
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        """Kullback-Leibler divergence of the network's softmax from the ensemble's, in nats per row."""
+        found, wanted = (self._logits(each).log_softmax(-1) for each in (outputs, ensemble.to(outputs)))
+        return (wanted.exp() * (wanted - found)).sum(-1).mean()
+
     def labels(self, targets: Any) -> torch.Tensor | None:
         found = self._labels(targets)
         return found if found.dim() == 1 else None

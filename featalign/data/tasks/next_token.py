@@ -92,3 +92,6 @@ class NextToken(Task):
         head: str | None = None,
     ) -> torch.Tensor:
         return Classification().head_target(outputs, weights, counts, head)
+
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        return Classification().divergence(outputs, ensemble)
