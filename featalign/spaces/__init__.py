@@ -9,9 +9,11 @@ from featalign.spaces.moments import CrossMoments
 from featalign.spaces.naming import check_hook, hook_name_of, resolve_site, same_place, sites
 from featalign.spaces.nonlinear import apply_nonlinearity
 from featalign.spaces.splice import Splice, splice
+from featalign.spaces.store import ActivationStore
 from featalign.spaces.tracing import trace
 
 __all__ = [
+    "ActivationStore",
     "Axis",
     "Canonical",
     "CrossMoments",

@@ -185,3 +185,18 @@ def collect(module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: i
         for site, activations in held.items():
             parts[site].append(activations)
     return {site: torch.cat(chunks) for site, chunks in parts.items() if chunks}
+
+
+def origins_of(module: nn.Module, site: Site, batch: Batch, rows: torch.Tensor, start: int) -> torch.Tensor | None:
+    """`[rows, 2]`: input (counted from `start`) and position of every row of a batch; None where that is not known."""
+    mask = batch.mask
+    if mask is not None and len(rows) == int(mask.sum()):
+        return mask.nonzero().cpu() + torch.tensor([start, 0])
+    positions, rest = divmod(len(rows), batch.size)
+    if rest:
+        return None
+    alone = collect(module, [batch.cut(1)], [site])[site]
+    if len(alone) != positions or not torch.allclose(alone, rows[:positions], rtol=1e-3, atol=1e-4):
+        return None
+    samples = torch.arange(start, start + batch.size).repeat_interleave(positions)
+    return torch.stack([samples, torch.arange(positions).repeat(batch.size)], 1)

@@ -59,8 +59,8 @@ def splice(
     """Run `model` as it is, with the activations at `site` replaced by `reconstruct` of them, and by their mean.
 
     Args:
-        site: input or output of a submodule, a hook name or a path (`spaces.resolve_site`). Of outputs in tuples, mappings and output
-            objects the first tensor is replaced.
+        site: input or output of a submodule, a hook name or a path (`spaces.resolve_site`). Of outputs in tuples,
+            mappings and output objects the first tensor is replaced.
         reconstruct: rows `[samples * positions, units]` to rows.
         inputs, targets: see `data.Inputs`; targets may come with the inputs.
         task: whose loss and metrics are measured; None takes the one that outputs and targets speak for.
