@@ -75,9 +75,9 @@ def generic(method: Any) -> str:
 
 
 MAPS = (
-    "What each fused unit (a row) takes from the units of two networks, A on the left, B on the right. They are twins up "
-    "to the order of their units (or a rotation of a linear space) and some noise; B's units stand where their twins "
-    "stand, so that a diagonal is the truth."
+    "What each fused unit (a row) takes from the units of two networks, A on the left, B on the right. They are twins "
+    "up to the order of their units (or a rotation of a linear space) and some noise; B's units stand where their "
+    "twins stand, so that a diagonal is the truth."
 )
 RESPONSE = (
     "Two toy models with the same 24 features in 8 dimensions, fused: row `i` is what comes out when only feature `i` "
