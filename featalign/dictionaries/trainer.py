@@ -76,6 +76,7 @@ class Trainer:
         targets: list[torch.Tensor],
         metadata: list[dict[str, Any]],
         seeds: list[int],
+        starts: list[Dictionary | None] | None = None,
     ):
         self.plan, self.metadata, self.seeds = plan, metadata, seeds
         self.stack = len(inputs)
@@ -84,6 +85,9 @@ class Trainer:
         tied = all(x is y for x, y in zip(inputs, targets))
         self._split(inputs, targets, tied)
         self.params = self._initial(tied)
+        for s, start in enumerate(starts or ()):
+            if start is not None:
+                self._take_up(s, start)
         self.grads = {name: torch.zeros_like(value) for name, value in self.params.items()}
         self.step = 0
         self.since_fired = torch.zeros(self.stack, plan.width)
@@ -132,6 +136,16 @@ class Trainer:
             "b_dec": torch.zeros(self.stack, self.y[0].values.shape[1]),
         }
         return params | self.arch.parameters()
+
+    def _take_up(self, s: int, start: Dictionary) -> None:
+        """Dictionary `s` begins as another: its tensors in normalised coordinates, the reverse of `_tensors`."""
+        x, y, given = self.x[s], self.y[s], dict(start.tensors)
+        origin = torch.zeros_like(x.mean) if self.arch.transcodes else given["b_dec"]
+        self.arch.shift(given, x.mean - origin)
+        self.params["encoder"][s] = given["W_enc"].T * (x.scale / y.scale)
+        self.params["decoder"][s] = given["W_dec"]
+        self.params["b_enc"][s] = given["b_enc"] / y.scale
+        self.params["b_dec"][s] = (given["b_dec"] - y.mean) / y.scale
 
     def run(self, progress: bool = False, checkpoint: Path | None = None) -> list[Dictionary]:
         """Train to the end and return the dictionaries with their quality on held-out samples.
