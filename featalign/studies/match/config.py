@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
 from featalign import options as typed
+from featalign import storage
 from featalign.align.correspondence import Rule
 from featalign.align.geometry import GEOMETRIES
-from featalign.errors import BadOption
+from featalign.errors import BadOption, CorruptFile
 
 WITNESSES = ("", "crosscoder")
 
@@ -82,3 +87,16 @@ class MatchRunConfig(MatchConfig):
     models: tuple[str, ...] = ()
     texts: str = ""
     sites: tuple[str, ...] = ()
+
+    @classmethod
+    def from_toml(cls, path: Path | str) -> Self:
+        """Read a configuration; raises `CorruptFile`, or `BadOption` with the offending key."""
+        try:
+            content = tomllib.loads(storage.read_text(path))
+        except tomllib.TOMLDecodeError as error:
+            raise CorruptFile(f"'{path}' is not valid TOML: {error}") from error
+        return typed.read(cls, content, f"'{path}'")
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with some options replaced."""
+        return dataclasses.replace(self, **values)

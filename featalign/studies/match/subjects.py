@@ -11,8 +11,8 @@ from torch import nn
 
 from featalign.dictionaries import Basis, Dictionary, as_basis
 from featalign.errors import BadOption, SpaceMismatch
-from featalign.spaces.capture import require_module
 from featalign.spaces.graph import Site
+from featalign.spaces.naming import resolve_site, same_place
 
 
 @dataclass
@@ -52,25 +52,11 @@ def subjects_of(
     found = [Subject(name, module) for name, module in zip(labels, modules)]
     for subject, (wanted, places) in zip(found, _places(held, site, count, networks)):
         if subject.model is not None:
-            subject.sites = {label: resolve(subject.model, place) for label, place in zip(wanted, places)}
+            subject.sites = {label: resolve_site(subject.model, place) for label, place in zip(wanted, places)}
         if bases:
             own = held[found.index(subject)]
             subject.bases = {label: own.get(label) or next(iter(own.values())) for label in wanted}
             _check_hooks(subject)
-    return found
-
-
-def resolve(model: nn.Module, site: str | Site) -> Site:
-    """The site that a name means in a network: a module path, or a hook name of TransformerLens's own networks.
-
-    `:in` at the end means the module's input. Raises `SpaceMismatch` with the nearest names.
-    """
-    if isinstance(site, Site):
-        found = site
-    else:
-        module, _, side = site.partition(":")
-        found = Site(module, side or "out")
-    require_module(dict(model.named_modules()), found.module)
     return found
 
 
@@ -152,11 +138,18 @@ def _check_hooks(subject: Subject) -> None:
     """Raise `SpaceMismatch` for a dictionary that says that it belongs elsewhere in this network."""
     if subject.model is None:
         return
-    modules = dict(subject.model.named_modules())
     for label, basis in subject.bases.items():
         hook = hook_of(basis)
-        if hook.partition(":")[0] in modules and hook and resolve(subject.model, hook) != subject.sites[label]:
+        if hook and not _belongs(subject.model, hook, subject.sites[label]):
             raise SpaceMismatch(
-                f"the dictionary of '{subject.name}' belongs to '{hook}', not to '{subject.sites[label]}'; give that "
-                "site, or the dictionary of this one"
+                f"the dictionary of '{subject.name}' belongs to '{hook}', not to '{label}'; give that site, or the "
+                "dictionary of this one"
             )
+
+
+def _belongs(model: nn.Module, hook: str, site: Site) -> bool:
+    """Whether a dictionary's own site is this one; a name that the network does not have is another network's."""
+    try:
+        return same_place(model, hook, site)
+    except SpaceMismatch:
+        return True

@@ -11,6 +11,7 @@ from featalign.data.inputs import Inputs
 from featalign.dictionaries import train
 from featalign.dictionaries.preflight import FIRINGS_PER_LATENT, default_k, supported_width
 from featalign.errors import DictionaryError, ProbeError
+from featalign.spaces.naming import hook_name_of
 from featalign.studies.match.config import MatchConfig
 from featalign.studies.match.reading import NetworkRows
 from featalign.studies.match.subjects import Subject
@@ -40,13 +41,18 @@ def train_bases(subjects: Sequence[Subject], inputs: Inputs, config: MatchConfig
     for number, (subject, label) in enumerate(tqdm(jobs, disable=not progress, desc="dictionaries")):
         rows = gathered[number]
         k = config.k or default_k(rows.shape[1])
-        facts = {"client": subject.name, "space": label, "hook_name": str(subject.sites[label]).removesuffix(":out")}
+        facts = {"client": subject.name, "space": label, "hook_name": _hook(subject, label)}
         subject.bases[label] = train(
             rows, _width(label, rows, k, config), config.architecture, k, config.seed + number,
             config.steps or None, metadata=facts,
         )  # fmt: skip
         subject.trained[label] = len(rows)
         gathered[number] = rows[:0]
+
+
+def _hook(subject: Subject, label: str) -> str:
+    assert subject.model is not None
+    return hook_name_of(subject.model, subject.sites[label])
 
 
 def training_rows(subjects: Sequence[Subject], inputs: Inputs, most: int) -> list[torch.Tensor]:
