@@ -12,7 +12,7 @@ import torch
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.preflight import default_k
 from featalign.dictionaries.quality import assess
-from featalign.dictionaries.rows import as_rows
+from featalign.dictionaries.rows import held_rows
 from featalign.dictionaries.training import train, train_many
 from featalign.errors import SpaceMismatch
 
@@ -35,7 +35,7 @@ def train_joint(
     if len({len(a) for a in activations}) != 1:
         raise SpaceMismatch(f"{[len(a) for a in activations]} samples; give every client the same inputs")
     metadata = metadata or [{"client": index} for index in range(len(activations))]
-    activations = [as_rows(a, facts).float() for a, facts in zip(activations, metadata)]
+    activations = [held_rows(a, facts) for a, facts in zip(activations, metadata)]
     means = [a.mean(0) for a in activations]
     scales = [float((a - m).pow(2).sum(1).mean().sqrt()) for a, m in zip(activations, means)]
     together = torch.cat([(a - m) / s for a, m, s in zip(activations, means, scales)], 1)
