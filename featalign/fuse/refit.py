@@ -33,7 +33,7 @@ from featalign.spaces.graph import Layer, Site
 FAINT = 1e-6  # gain of a normalisation below which nothing that is written passes
 RARE = 1e-3  # added to probabilities as weights, so that outputs nobody expects are told as well
 LARGE = 50_000_000  # numbers in one Gram matrix per output, above which all errors count alike
-HEAD_RIDGE = 0.5
+HEAD_RIDGE = 0.3
 Targets = Callable[[FusionProblem, Layer, Sequence[Held]], torch.Tensor]
 
 
@@ -116,7 +116,8 @@ class _Refit:
     ):
         self.problem, self.fused, self.targets = problem, fused, targets
         self.ridges, self.head, self.alignments = ridges, head, alignments
-        self.statistics = Statistics(problem, fused, alignments) if statistics else None
+        found = Statistics(problem, fused, alignments) if statistics else None
+        self.statistics = found if found is not None and found.trusted else None
         self.taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
         self.pieces = {k: pieces_of(problem.graphs[k], alignments[k].maps) for k in self.taking}
 
