@@ -41,7 +41,7 @@ class Cohort:
         class_counts: `[clients, classes]` label counts, only if the server may know them.
         keys: fingerprints of clients whose dictionaries may be cached; empty otherwise.
         seed: of whatever is drawn.
-        restore: gives a fused network the layout that the clients came in.
+        restore: gives a fused network the layout that the clients came in; `restores` by client.
         notes: what was found on the way and belongs on the page.
     """
 
@@ -58,6 +58,7 @@ class Cohort:
     seed: int = 0
     restore: Callable[[nn.Module], nn.Module] = lambda module: module
     notes: tuple[str, ...] = ()
+    restores: tuple[Callable[[nn.Module], nn.Module], ...] = ()
 
     @classmethod
     def of(
@@ -126,6 +127,7 @@ class Cohort:
         return cls(
             names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
             own or (inputs,) * len(modules), counts, tuple(keys), seed, folded[reference].restore, notes,
+            tuple(each.restore for each in folded),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -140,6 +142,10 @@ class Cohort:
     def example(self) -> Batch:
         """Two samples of the probe."""
         return self.probe.example()
+
+    def based_on(self, client: int) -> Cohort:
+        """The same clients, with fused networks in the layout of another one."""
+        return replace(self, restore=self.restores[client]) if self.restores else self
 
     def changed(self, **fields: Any) -> Cohort:
         """A copy with some fields replaced."""
