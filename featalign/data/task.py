@@ -126,6 +126,10 @@ class Task:
         """Loss of every example, token or element that counts, `[elements]`."""
         raise NotImplementedError
 
+    def smoothed_loss(self, outputs: torch.Tensor, targets: Any, share: float) -> torch.Tensor:
+        """The loss `[elements]` for targets of which a share is spread evenly; raises `BadOption` without classes."""
+        raise BadOption(f"task '{self.name}' has no classes to smooth labels over; train with label_smoothing = 0")
+
     def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor | float]:
         """Each metric's values `[elements]`, or its mean over the batch."""
         return {self.metric.name: self.loss(outputs, targets)}

@@ -88,6 +88,10 @@ class Classification(Task):
         logits, labels = self._rows(outputs, targets)
         return F.cross_entropy(logits, labels, reduction="none")
 
+    def smoothed_loss(self, outputs: torch.Tensor, targets: Any, share: float) -> torch.Tensor:
+        logits, labels = self._rows(outputs, targets)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=share)
+
     def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor]:
         logits, labels = self._rows(outputs, targets)
         return {

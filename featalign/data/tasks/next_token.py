@@ -73,6 +73,9 @@ class NextToken(Task):
     def loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
         return Classification(ignore=self.ignore).loss(outputs, targets)
 
+    def smoothed_loss(self, outputs: torch.Tensor, targets: Any, share: float) -> torch.Tensor:
+        return Classification(ignore=self.ignore).smoothed_loss(outputs, targets, share)
+
     def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor]:
         return Classification(ignore=self.ignore).score(outputs, targets)
 
