@@ -27,8 +27,8 @@ def cca_merge(pair: Pair, *, gamma: float = 1e-4) -> SpaceMap:
         raise SpaceMismatch(
             f"space '{pair.name}' has {pair.source.size} and {pair.target.size} units; CCA-Merge wants equal widths"
         )
-    root_a, inverse_a = _roots(moments.covariance_aa, gamma)
-    root_b, inverse_b = _roots(moments.covariance_bb, gamma)
+    root_a, inverse_a = _roots(pair.within(0).covariance_ab, gamma)
+    root_b, inverse_b = _roots(pair.within(1).covariance_ab, gamma)
     whitened = inverse_b @ moments.covariance_ab.T @ inverse_a
     # directions in which neither varies stay where they lie
     u, _, vh = torch.linalg.svd(whitened + 1e-9 * torch.eye(len(whitened), dtype=whitened.dtype))

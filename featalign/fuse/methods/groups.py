@@ -7,7 +7,7 @@ are matched to the reference as `ot-acts` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,10 +20,8 @@ from featalign.align.pair import Pair
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.rule import identity_alignment
 from featalign.spaces.graph import Space, Symmetry
-from featalign.spaces.moments import CrossMoments
 
 MATCHED = "ot-acts"  # what matches the spaces that are not grouped
-Choose = Callable[[Space], torch.Tensor]
 
 
 def seen_spaces(problem: FusionProblem) -> list[Space]:
@@ -49,12 +47,10 @@ def joint_moments(problem: FusionProblem, space: Space) -> tuple[torch.Tensor, t
     mean, covariance = torch.zeros(edges[-1]).double(), torch.zeros(edges[-1], edges[-1]).double()
     spans = [slice(low, high) for low, high in pairwise(edges)]
     for k, mine in enumerate(spans):
-        for other in range(k + 1, len(spans)):
-            moments: CrossMoments = pair_of(problem, k, other, space).moments
-            theirs = spans[other]
-            mean[mine], mean[theirs] = moments.mean_a, moments.mean_b
-            covariance[mine, mine], covariance[theirs, theirs] = moments.covariance_aa, moments.covariance_bb
-            covariance[mine, theirs], covariance[theirs, mine] = moments.covariance_ab, moments.covariance_ab.T
+        for other in range(k, len(spans)):
+            moments, theirs = pair_of(problem, k, other, space).moments, spans[other]
+            mean[mine], covariance[mine, theirs] = moments.mean_a, moments.covariance_ab
+            covariance[theirs, mine] = moments.covariance_ab.T
     return mean, covariance
 
 

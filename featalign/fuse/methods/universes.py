@@ -7,8 +7,7 @@ from itertools import combinations
 import torch
 
 from featalign.align.linear import polar
-from featalign.align.maps import SpaceMap
-from featalign.align.weights import ROTATIONS
+from featalign.align.maps import ROTATIONS, SpaceMap
 from featalign.errors import BadOption
 from featalign.fuse.methods.groups import pair_of, seen_spaces, with_maps
 from featalign.fuse.methods.registry import Proposal, fusion_method
