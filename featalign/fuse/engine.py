@@ -48,7 +48,7 @@ def solve(
         raise BadOption(f"ridge = {ridge}; give a number above 0, relative to each layer's Gram matrix")
     began = time.perf_counter()
     proposal = propose(problem, method, bound)
-    ready = proposal.module is not None
+    ready = proposal.module is not None and proposal.complete
     module = apply_rule(problem, proposal.alignments) if proposal.module is None else copy.deepcopy(proposal.module)
     with_refit = not ready and (entry.refit == "required" or (refit and entry.refit != "none"))
     with_repair = not ready and proposal.statistics and (is_deep(problem) if repair is None else repair)
