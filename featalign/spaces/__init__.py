@@ -7,6 +7,7 @@ from featalign.spaces.check import check
 from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry, weakest
 from featalign.spaces.moments import CrossMoments
 from featalign.spaces.nonlinear import apply_nonlinearity
+from featalign.spaces.pruning import prune
 from featalign.spaces.splice import Splice, splice
 from featalign.spaces.tracing import trace
 
@@ -25,6 +26,7 @@ __all__ = [
     "check",
     "collect",
     "moved",
+    "prune",
     "rebuilt",
     "splice",
     "stream",
