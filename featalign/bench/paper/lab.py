@@ -19,10 +19,20 @@ if TYPE_CHECKING:
     from featalign.clients import Client
     from featalign.data.datasets import Dataset
 
-Way = tuple[str, str, bool]  # name of the row, method, whether refitted
-RULES: tuple[Way, ...] = (("vanilla", "vanilla", False), ("OT, activations", "ot-acts", False))
-WEIGHTS: Way = ("OT, weights", "ot-wts", False)
-REFITTED: tuple[Way, ...] = (("OT, activations, refitted", "ot-acts", True), ("zip", "zip", True))
+
+@dataclass(frozen=True)
+class Way:
+    """A way of fusing: the name of its row, a registered method with options, and whether it is refitted."""
+
+    row: str
+    method: str
+    refit: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+VANILLA, ACTS, WEIGHTS = Way("vanilla", "vanilla"), Way("OT, activations", "ot-acts"), Way("OT, weights", "ot-wts")
+ACTS_REFITTED, ZIP = Way("OT, activations, refitted", "ot-acts", True), Way("zip", "zip", True)
+RULES, REFITTED = (VANILLA, ACTS), (ACTS_REFITTED, ZIP)
 
 
 @dataclass(frozen=True)
@@ -118,20 +128,11 @@ class Lab:
             yield Row(seed, part, f"parent {name}", x, self.accuracy(module))
         yield Row(seed, part, "ensemble", x, self.accuracy(Ensemble(cohort.modules, problem.mixing, cohort.task)))
 
-    def fused(self, problem: FusionProblem, way: Way, options: Mapping[str, Any] | None = None) -> FusionResult:
+    def fused(self, problem: FusionProblem, way: Way) -> FusionResult:
         """A problem solved by a method."""
-        _, method, refit = way
-        return solve(problem, method, refit=refit, **(options or {}))
+        return solve(problem, way.method, refit=way.refit, **way.options)
 
-    def row(
-        self,
-        problem: FusionProblem,
-        way: Way,
-        seed: int,
-        part: str,
-        x: float | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> Row:
+    def row(self, problem: FusionProblem, way: Way, seed: int, part: str, x: float | None = None) -> Row:
         """The row of one way of fusing."""
-        result = self.fused(problem, way, options)
-        return Row(seed, part, way[0], x, self.accuracy(result.module), result.seconds)
+        result = self.fused(problem, way)
+        return Row(seed, part, way.row, x, self.accuracy(result.module), result.seconds)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from featalign.bench.paper.lab import REFITTED, RULES, Lab, Way
+from featalign.bench.paper.lab import ACTS, REFITTED, Lab, Way
 from featalign.bench.paper.registry import experiment
 from featalign.bench.paper.rows import Row
 
-ACTS: Way = RULES[1]
-ENTROPIC: Way = ("Sinkhorn", "sinkhorn", False)
 PAIRS = ("special label", "same data")
 
 
@@ -48,6 +46,6 @@ def sinkhorn(lab: Lab, seed: int, *, eps: tuple[float, ...] = (0.001, 0.003, 0.0
     for part in PAIRS:
         problem = lab.problem(pair(lab, part, seed), seed)
         yield from lab.parents(problem, seed, part)
-        yield lab.row(problem, ("exact", "ot-acts", False), seed, part)
+        yield lab.row(problem, Way("exact", "ot-acts"), seed, part)
         for value in eps:
-            yield lab.row(problem, ENTROPIC, seed, part, value, {"eps": value})
+            yield lab.row(problem, Way("Sinkhorn", "sinkhorn", options={"eps": value}), seed, part, value)

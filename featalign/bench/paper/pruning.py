@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from featalign.bench.paper.lab import REFITTED, RULES, WEIGHTS, Lab
+from featalign.bench.paper.lab import ACTS, REFITTED, WEIGHTS, Lab
 from featalign.bench.paper.registry import experiment
 from featalign.bench.paper.rows import Row
 from featalign.spaces import prune, trace
 
-AFTER = (WEIGHTS, RULES[1], *REFITTED)
+AFTER = (WEIGHTS, ACTS, *REFITTED)
 
 
 @experiment(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.bench.paper.lab import REFITTED, RULES, Lab
+from featalign.bench.paper.lab import ACTS, REFITTED, RULES, ZIP, Lab
 from featalign.bench.paper.registry import experiment
 from featalign.bench.paper.rows import Row
 from featalign.clients import build, outputs, train
@@ -49,7 +49,7 @@ def finetune(
         scores = [lab.accuracy(module) for module in problem.clients]
         yield from (row for row in lab.parents(problem, seed, part) if row.row == "ensemble")
         starts = {"best parent": networks[scores.index(max(scores))]}
-        starts |= {way[0]: lab.fused(problem, way).module for way in (*RULES, *REFITTED)}
+        starts |= {way.row: lab.fused(problem, way).module for way in (*RULES, *REFITTED)}
         for row, start in starts.items():
             yield from epochs_of(lab, start, seed, part, row, epochs, lr, lab.data.task, labels)
 
@@ -78,7 +78,7 @@ def distill(
     problem = lab.problem([teacher, student], seed)
     targets = soft_targets(outputs(teacher, lab.data.train_inputs), lab.data.train_labels)
     starts = {"random": build(lab.config(factor), 1000 * seed + 7), "student": student}
-    starts |= {f"fused by {way[0]}": lab.fused(problem, way).module for way in (RULES[1], REFITTED[1])}
+    starts |= {f"fused by {way.row}": lab.fused(problem, way).module for way in (ACTS, ZIP)}
     for heat in temperatures:
         part = f"temperature {heat:g}"
         yield Row(seed, part, "teacher", None, lab.accuracy(teacher))

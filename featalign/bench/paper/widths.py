@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from featalign.bench.paper.lab import REFITTED, Lab, Way
+from featalign.bench.paper.lab import ACTS, REFITTED, Lab, Way
 from featalign.bench.paper.registry import experiment
 from featalign.bench.paper.rows import Row
-from featalign.fuse import mixing_weights
+from featalign.bench.paper.transfer import curve
 
-CORRECTED: Way = ("OT, activations", "ot-acts", False)
-PUBLISHED: Way = ("OT, activations, published rule", "ot-acts", False)
+PUBLISHED = Way("OT, activations, published rule", "ot-acts", False, {"maps": "published"})
 
 
 @experiment(
@@ -22,15 +21,11 @@ PUBLISHED: Way = ("OT, activations, published rule", "ot-acts", False)
         "a probe of 200 inputs",
     ),
 )
-def widths(lab: Lab, seed: int, *, factor: float = 2.0, label: int = 4, points: int = 11) -> Iterator[Row]:
+def widths(
+    lab: Lab, seed: int, *, factor: float = 2.0, label: int = 4, points: int = 11, every: int = 5
+) -> Iterator[Row]:
     """What does a client give to a server of twice its width?"""
     clients = lab.split(seed, special=label, factors=(1.0, factor))
     problem = lab.problem([client.model for client in clients], seed)
     part = f"server {factor:g} times as wide"
-    yield from lab.parents(problem, seed, part)
-    for step in range(points):
-        weight = step / (points - 1)
-        mixed = problem.mixed(mixing_weights(weight, 2))
-        for way in (CORRECTED, *REFITTED):
-            yield lab.row(mixed, way, seed, part, weight)
-        yield lab.row(mixed, PUBLISHED, seed, part, weight, {"maps": "published"})
+    yield from curve(lab, problem, seed, part, (ACTS, PUBLISHED, *REFITTED), points, every)
