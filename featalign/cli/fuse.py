@@ -59,7 +59,7 @@ def fuse(
     options: dict[str, Any] = {}
     if method is not None:
         entry = package.METHODS[method]
-        options = bind_options(entry.function, dict(map(_pair, option or [])), f"method '{method}'", text=True)
+        options = bind_options(entry.function, dict(map(pair, option or [])), f"method '{method}'", text=True)
     elif option:
         raise BadOption(f"--option {option[0]} belongs to a method; give --method too")
     result = package.fuse(
@@ -103,7 +103,8 @@ def _print(result: FusionResult, out: Path, as_json: bool) -> None:
     typer.echo(f"{result.name} of {', '.join(result.clients)} in {result.seconds:.1f} s: {out}")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise BadOption(f"--option {text}; write it as NAME=VALUE")
