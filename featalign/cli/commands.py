@@ -19,6 +19,7 @@ from featalign.cli.data import data
 from featalign.cli.doctor import doctor
 from featalign.cli.federate import federate
 from featalign.cli.fuse import fuse
+from featalign.cli.match import match
 from featalign.cli.output import print_table
 from featalign.cli.toy import toy
 from featalign.errors import FeatalignError
@@ -44,6 +45,7 @@ app.add_typer(federate, name="federate")
 app.add_typer(cache, name="cache")
 app.command("doctor")(doctor)
 app.command("fuse")(fuse)
+app.command("match")(match)
 
 
 @app.command("compare")
