@@ -24,7 +24,7 @@ _VERBS = {
 }
 _PACKAGES = (
     *("data", "clients", "spaces", "toy", "dictionaries", "transport"),
-    *("align", "fuse", "federated", "measure", "plots", "report", "studies", "bench", "errors"),
+    *("align", "fuse", "federated", "measure", "plots", "report", "studies", "bench", "tracking", "errors"),
 )
 
 __all__ = ["__version__", *_VERBS, *_PACKAGES]

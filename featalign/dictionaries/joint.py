@@ -12,7 +12,7 @@ import torch
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.preflight import default_k
 from featalign.dictionaries.quality import assess
-from featalign.dictionaries.rows import as_rows
+from featalign.dictionaries.rows import held_rows
 from featalign.dictionaries.training import train, train_many
 from featalign.errors import SpaceMismatch
 
@@ -58,7 +58,7 @@ def train_crosscoder(
     """
     if len({len(a) for a in activations}) != 1:
         raise SpaceMismatch(f"{[len(a) for a in activations]} samples; give every client the same inputs")
-    activations = [as_rows(a, metadata).float() for a in activations]
+    activations = [held_rows(a, metadata or {}) for a in activations]
     means = tuple(a.mean(0) for a in activations)
     scales = tuple(float((a - m).pow(2).sum(1).mean().sqrt()) for a, m in zip(activations, means))
     k = default_k(max(a.shape[1] for a in activations)) if k is None else k
@@ -84,7 +84,7 @@ def train_joint(
     metadata = metadata or [{"client": index} for index in range(len(activations))]
     coder = train_crosscoder(activations, width, k, seed, metadata[0], **options)
     joint = coder.dictionary
-    activations = [as_rows(a, facts).float() for a, facts in zip(activations, metadata)]
+    activations = [held_rows(a, facts) for a, facts in zip(activations, metadata)]
     pre = (coder.side_by_side(activations) - joint.b_dec) @ joint.W_enc + joint.b_enc
     found = []
     for client, (acts, own) in enumerate(zip(activations, metadata)):
