@@ -200,8 +200,8 @@ def tokens(count=300, length=20):
 
 def test_networks_alone_train_their_dictionaries(tmp_path):
     found = fa.match(
-        models={"left": Tiny(0).taught(), "right": Tiny(1).taught()}, inputs=tokens(), site=["hidden", "embed"], steps=80,
-        out=tmp_path / "run", **QUIET,
+        models={"left": Tiny(0).taught(), "right": Tiny(1).taught()}, inputs=tokens(), site=["hidden", "embed"],
+        steps=80, out=tmp_path / "run", **QUIET,
     )  # fmt: skip
     assert set(found.quality["site"]) == {"hidden", "embed"} and set(found.quality["measured_on"]) == {"held-out"}
     assert (found.quality["rows"] == 60 * 20).all() and (found.quality["trained_rows"] == 240 * 20).all()
@@ -236,12 +236,12 @@ def letters(texts):
         (2, {"inputs": iter([torch.zeros(5, 12)])}, BadOption, "read more than once"),
         (2, {"models": Tiny(0), "inputs": tokens(), "site": "hiden"}, SpaceMismatch, "near it: hidden"),
         (2, {"models": Tiny(0), "inputs": tokens()}, BadOption, "no site"),
-        (2, {"models": Tiny(0), "inputs": tokens(), "site": "embed"}, SpaceMismatch, "reads 12 units, and 'embed' gives"),
+        (2, {"models": Tiny(0), "inputs": tokens(), "site": "embed"}, SpaceMismatch, "12 units, and 'embed' gives"),
         (2, {"models": [Tiny(0)] * 3, "inputs": tokens(), "site": "hidden"}, BadOption, "3 models for 2 bases"),
         (2, {"models": Tiny(0), "inputs": "short", "tokenizer": letters, "site": "hidden"}, BadOption, "shorter than"),
         (2, {"inputs": torch.randn(4, 12)}, ProbeError, "active on 10 of 4 samples"),
         (2, {"inputs": torch.randn(40, 12), "minimun": 0.2}, BadOption, "did you mean 'minimum'"),
-        (0, {"models": [Tiny(0, 200), Tiny(1, 200)], "inputs": tokens(20), "site": "hidden"}, DictionaryError, "width="),
+        (0, {"models": [Tiny(0, 200), Tiny(1, 200)], "inputs": tokens(20), "site": "hidden"}, DictionaryError, "width"),
         (0, {"models": [Tiny(0), Tiny(1)], "inputs": tokens(4), "site": "hidden"}, ProbeError, "give at least 10"),
         (0, {"models": [Tiny(0), Tiny(1)], "site": "hidden"}, BadOption, "no inputs"),
         (2, {"names": ["x"]}, BadOption, "give 2 different ones"),
