@@ -162,8 +162,8 @@ def test_without_inputs_geometry_speaks_with_a_warning(sparse):
 def test_a_crosscoder_tells_own_features_from_shared_ones():
     draw = torch.Generator().manual_seed(0)
     z = torch.rand(4000, 24, generator=draw) * (torch.rand(4000, 24, generator=draw) < 0.08)
-    acts = [z[:, columns] @ torch.linalg.qr(torch.randn(24, 20, generator=draw)).Q[: len(columns)]
-            for columns in (list(range(20)), [*range(16), *range(20, 24)])]  # fmt: skip
+    turns = [torch.linalg.qr(torch.randn(20, 20, generator=draw)).Q for _ in range(2)]
+    acts = [z[:, :20] @ turns[0], torch.cat([z[:, :16], z[:, 20:]], 1) @ turns[1]]
     bases = [train(part, width=24, k=2, steps=250, seed=k) for k, part in enumerate(acts)]
     found = fa.match(*bases, inputs=acts, witness="crosscoder", steps=300, **QUIET)
     table = found.features.dropna(subset=["relative_norm"])
