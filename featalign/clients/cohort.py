@@ -42,7 +42,7 @@ class Cohort:
         keys: fingerprints of clients whose dictionaries may be cached; empty otherwise.
         seed: of whatever is drawn.
         base: the network that all clients were trained from, where it is known.
-        restore: gives a fused network the layout that the clients came in.
+        restore: gives a fused network the layout that the clients came in; `restores` by client.
         notes: what was found on the way and belongs on the page.
     """
 
@@ -60,6 +60,7 @@ class Cohort:
     base: nn.Module | None = None
     restore: Callable[[nn.Module], nn.Module] = lambda module: module
     notes: tuple[str, ...] = ()
+    restores: tuple[Callable[[nn.Module], nn.Module], ...] = ()
 
     @classmethod
     def of(
@@ -133,7 +134,7 @@ class Cohort:
         return cls(
             names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
             own or (inputs,) * len(modules), counts, tuple(keys), seed,
-            bases[0] if bases else None, folded[reference].restore, notes,
+            bases[0] if bases else None, folded[reference].restore, notes, tuple(each.restore for each in folded),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -148,6 +149,10 @@ class Cohort:
     def example(self) -> Batch:
         """Two samples of the probe."""
         return self.probe.example()
+
+    def based_on(self, client: int) -> Cohort:
+        """The same clients, with fused networks in the layout of another one."""
+        return replace(self, restore=self.restores[client]) if self.restores else self
 
     def changed(self, **fields: Any) -> Cohort:
         """A copy with some fields replaced."""
