@@ -45,7 +45,7 @@ def test_four_clients_one_of_them_three_times(method: str) -> None:
     module = network(bias=True)
     twins = [permuted(module, seed) for seed in range(3)] if method != "slerp" else [copy.deepcopy(module)] * 3
     problem = FusionProblem(Cohort.of([*twins, module], inputs(), task="classification"))
-    options = {"steps": 2, "start": "ot-acts"} if method == "learned" else {}
+    options = {"updates": 2, "start": "ot-acts"} if method == "learned" else {}
     assert change(problem, method, METHODS[method].stages[-1], **options) < 2e-5
 
 
@@ -61,10 +61,10 @@ def test_cca_merge_returns_a_permuted_twin() -> None:
 
 def test_learned_maps_are_exact_symmetries_and_better_than_where_they_began() -> None:
     problem = FusionProblem(Cohort.of([network(seed=s, bias=True) for s in (0, 1)], inputs(), task="classification"))
-    found = propose(problem, "learned", METHODS["learned"].bind({"steps": 60, "lr": 0.1, "batch": 60}, "learned"))
+    found = propose(problem, "learned", METHODS["learned"].bind({"updates": 60, "lr": 0.1, "batch": 60}, "learned"))
     measured = found.notes["divergence"]["A"]
     assert measured["after"] < 0.9 * measured["before"]
-    alone = solve(problem.mixed((1.0, 0.0)), "learned", steps=60, lr=0.1, batch=60).module
+    alone = solve(problem.mixed((1.0, 0.0)), "learned", updates=60, lr=0.1, batch=60).module
     want, got = outputs(problem.clients[0], inputs()), outputs(alone, inputs())
     assert float((got - want).abs().max() / want.abs().max()) < 1e-5
 
@@ -72,7 +72,7 @@ def test_learned_maps_are_exact_symmetries_and_better_than_where_they_began() ->
 @pytest.mark.parametrize("name", ["attention", "residual-norm", "bottleneck"])
 def test_learned_maps_of_streams_and_heads_leave_the_client_alone(name: str) -> None:
     problem = problem_of(shaken(name), shaken(name, seed=5))
-    moved = solve(problem.mixed((1.0, 0.0)), "learned", steps=5, lr=0.05).module
+    moved = solve(problem.mixed((1.0, 0.0)), "learned", updates=5, lr=0.05).module
     want, got = outputs(problem.clients[0], inputs()), outputs(moved, inputs())
     assert float((got - want).abs().max() / want.abs().max()) < 1e-4
 
@@ -80,7 +80,7 @@ def test_learned_maps_of_streams_and_heads_leave_the_client_alone(name: str) -> 
 def test_learning_starts_from_exact_maps_alone() -> None:
     problem = problem_of(shaken("one-layer"), shaken("one-layer", seed=1))
     with pytest.raises(SpaceMismatch, match="neither a permutation nor a rotation"):
-        solve(problem, "learned", start="sinkhorn", steps=1)
+        solve(problem, "learned", start="sinkhorn", updates=1)
 
 
 def test_zipit_merges_the_most_alike_across_and_within() -> None:
@@ -202,7 +202,7 @@ def test_without_a_common_start_they_refuse() -> None:
     ("method", "options"),
     [
         ("zipit", {"partial": 1.5}), ("neuron-interpolation", {"grouping": "nearest"}), ("universe", {"cost": "sign"}),
-        ("merge-many", {"sweeps": 0}), ("learned", {"lr": 0.0}), ("learned", {"steps": -1}), ("regmean", {"alpha": 2.0}),
+        ("merge-many", {"sweeps": 0}), ("learned", {"lr": 0.0}), ("learned", {"updates": -1}), ("regmean", {"alpha": 2.0}),
         ("cca-merge", {"gamma": 0.0}), ("neuron-interpolation", {"importance": "rank"}),
     ],
 )  # fmt: skip
