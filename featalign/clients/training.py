@@ -131,7 +131,9 @@ def train(
         torch.manual_seed(seed)
         optimizer, schedule = _optimizer(module, config, max(steps, 1))
         draws = torch.Generator().manual_seed(seed)
-        module.train().to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+        module.train()
+        if config.channels_last:
+            module.to(memory_format=torch.channels_last)
         bar = tqdm(total=steps, desc=name, disable=not progress, leave=False)
         total, elements = 0.0, 0
         for step, batch in enumerate(_endless(source, config.batch_size, seed, steps), start=1):
