@@ -30,12 +30,13 @@ def fuse(
     mixing: str = typer.Option(
         None, metavar="WEIGHTS", help="Weight of the first client, or of all: 0.2,0.3,0.5.  [default: equal]"
     ),
-    reference: str = typer.Option("-1", help="Index or name of the client whose basis the others are moved into."),
+    reference: str = typer.Option("-1", help="Client whose basis the others are moved into: index, name or auto."),
     refit: bool = typer.Option(True, help="Regress every layer on the probe, in closed form and without labels."),
     repair: bool = typer.Option(
         None, help="Restore the statistics that averaging shrinks.  [default: for ten affine layers or more]"
     ),
     head: str = typer.Option(None, help="Readout target of the refit; none keeps the rule's.  [default: the task's]"),
+    steps: int = typer.Option(0, help="Gradient steps towards the clients' ensemble after the refit, on the probe."),
     task: str = typer.Option(None, help="classification, next-token, ...  [default: read off outputs and targets]"),
     evaluate: str = typer.Option(None, metavar="FILE|DATASET", help="Inputs with labels, for scores."),
     tokenizer: Path = typer.Option(
@@ -72,6 +73,7 @@ def fuse(
         refit=refit,
         repair=repair,
         head=head,
+        steps=steps,
         tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
         canonical=canonical,
         out=out,

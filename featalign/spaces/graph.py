@@ -73,6 +73,7 @@ class Site:
             normalisations, the last one of everything else.
         size, repeat, tile, offset: where the units lie along it if they are not all of it, as in `Axis`; repeated
             entries count as samples.
+        heads: whether all dimensions from the third on hold the units together (heads and their widths).
         paired: whether all other axes keep their basis, so that samples of two networks correspond one to one; else
             those axes are hidden spaces too (heads, token mixing) and have to be aligned first.
     """
@@ -84,6 +85,7 @@ class Site:
     repeat: int = 1
     tile: int = 1
     offset: int = 0
+    heads: bool = False
     paired: bool = field(default=True, compare=False)
 
     def __str__(self) -> str:
