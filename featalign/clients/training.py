@@ -132,7 +132,9 @@ def train(
         optimizer, schedule = _optimizer(module, config, max(steps, 1))
         draws = torch.Generator().manual_seed(seed)
         layout = _layout(module, config)
-        module.train().to(memory_format=layout)
+        if config.channels_last:
+            _laid_out(module, layout)
+        module.train()
         bar = tqdm(total=steps, desc=name, disable=not progress, leave=False)
         total, elements = 0.0, 0
         for step, batch in enumerate(_endless(source, config.batch_size, seed, steps), start=1):
@@ -154,8 +156,8 @@ def train(
                 total, elements = 0.0, 0
         bar.close()
     module.eval()
-    if layout is torch.channels_last:
-        module.to(memory_format=torch.contiguous_format)
+    if config.channels_last:
+        _laid_out(module, torch.contiguous_format)
     check_finite(module, name)
     return losses
 
@@ -175,7 +177,14 @@ def _layout(module: nn.Module, config: TrainConfig) -> torch.memory_format:
     oneDNN corrupts memory on some processors where convolutions with few channels run channels last.
     """
     narrow = any(isinstance(part, nn.Conv2d) and part.out_channels % 8 for part in module.modules())
-    return torch.channels_last if config.channels_last and not narrow else torch.preserve_format
+    return torch.channels_last if config.channels_last and not narrow else torch.contiguous_format
+
+
+def _laid_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Move the four-dimensional tensors of a module to a layout, in place."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
 
 
 def _prepared(
@@ -185,7 +194,7 @@ def _prepared(
     batch = augmented(batch, config.flip, config.shift, draws)
     if coarse:
         batch = halved(batch)
-    if layout is torch.channels_last:
+    if config.channels_last:
         batch = batch.map(lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t)
     return batch
 
