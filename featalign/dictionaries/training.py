@@ -88,8 +88,8 @@ def train_many(
     """Train `len(seeds)` dictionaries for each activation tensor; those of equal shape run in one program.
 
     Returns one list of dictionaries (in the order of `seeds`) per entry of `activations`; `starts` are dictionaries to
-    go on from, one per entry. `wanted` takes the options of `train`: width, k, steps, batch_size, lr. A dictionary's numbers do not depend on what it was trained beside,
-    up to float rounding.
+    go on from, one per entry. `wanted` takes the options of `train`: width, k, steps, batch_size, lr. A dictionary's
+    numbers do not depend on what it was trained beside, up to float rounding.
     """
     metadata = metadata or [{} for _ in activations]
     targets = targets or [None for _ in activations]

@@ -1,4 +1,4 @@
-"""Features over rounds: which of the clients' features the aggregate holds, loses, and which local training brings back.
+"""Features over rounds: which features of the clients the aggregate holds or loses, which training brings back.
 
 The server reads networks that it has anyway, on the public probe: nothing more leaves a client. One dictionary per
 hidden space is trained on the aggregate of the first round that is looked at; every other one goes on from it, later
@@ -59,7 +59,9 @@ class FeatureWatch:
 
     def __init__(self, federation: Federation, every: int, seed: int = 0) -> None:
         if every and federation.probe is None:
-            raise BadOption("features are read on a public probe and the federation has none; pass probe=, or features=0")
+            raise BadOption(
+                "features are read on a public probe and the federation has none; pass probe=, or features=0"
+            )
         self.federation, self.every, self.seed = federation, every, seed
         self.first: dict[str, Seen] = {}
         self.last: dict[str, Seen] = {}
