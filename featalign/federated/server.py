@@ -135,7 +135,7 @@ class Server:
     ) -> RoundRow:
         """Take the answers of a round, in whatever order they come, and make the next network.
 
-        `ask` carries a second exchange, where the fusing calibrates. Without a usable report the network stays as it is.
+        `ask` carries a second exchange, where the fusing calibrates. Without a usable report the network stays.
         Raises what fusing raises: a method that the network does not allow is no client's fault.
         """
         settings, shared = self.settings, self.shared

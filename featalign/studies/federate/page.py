@@ -96,10 +96,10 @@ def _features(features: pd.DataFrame, figures: Mapping[str, go.Figure]) -> list[
         "of the first round kept",
     ]
     section = Section("Features over rounds").text(
-        "Dictionaries of the clients' networks and of the aggregate, read on the public probe and carried from reading "
-        "to reading. Shared: the aggregate holds the feature, and it is another client's too. Local: the aggregate holds "
-        "it of this client alone. Lost: the aggregate does not hold it. Re-learned: lost at the last reading, and local "
-        "training brought it back. All in percent of the clients' living features."
+        "Dictionaries of the clients' networks and of the aggregate, read on the public probe and carried from "
+        "reading to reading. Shared: the aggregate holds the feature, and it is another client's too. Local: the "
+        "aggregate holds it of this client alone. Lost: the aggregate does not hold it. Re-learned: lost at the last "
+        "reading, and local training brought it back. All in percent of the clients' living features."
     )
     section = section.table(head, rows).figure(figures["survival"]).figure(figures["states"])
     for name, figure in figures.items():
