@@ -12,6 +12,7 @@ from featalign.errors import SpaceMismatch
 from featalign.spaces.graph import Symmetry
 from featalign.transport import Plan
 
+ROTATIONS = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
 
 @dataclass(frozen=True)
 class SpaceMap:

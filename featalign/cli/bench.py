@@ -43,6 +43,7 @@ def bench_transport(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quick: bool = typer.Option(False, "--quick", help="Sizes up to 1000 only, no sparse problems."),
     only: str = typer.Option(None, help="One table: exact, entropic or sparse."),
+    limit: float = typer.Option(600.0, metavar="SECONDS", help="Stop a solver of the sparse table after so long."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of seconds over size here."),
 ) -> None:
     """Exact, entropic and sparse transport against scipy and POT in the same run."""
@@ -50,7 +51,7 @@ def bench_transport(
 
     from featalign.bench.transport import table_rows, transport_benchmark
 
-    tables = transport_benchmark(quick, only)
+    tables = transport_benchmark(quick, only, limit=limit)
     if figure is not None:
         from featalign.plots.transport import benchmark
 
@@ -59,6 +60,24 @@ def bench_transport(
         typer.echo(json.dumps(tables, indent=2))
     else:
         print_table(list(table_rows(tables)))
+
+
+@bench.command("synthetic")
+def bench_synthetic(
+    features: int = typer.Option(2048, help="True features of the synthetic model."),
+    units: int = typer.Option(128, help="Dimensions that they share."),
+    width: int = typer.Option(1024, help="Latents of the dictionaries."),
+    k: int = typer.Option(12, help="Active latents per sample."),
+    samples: int = typer.Option(100_000, help="Activations that both libraries train on."),
+    steps: int = typer.Option(1500, help="Training steps of every dictionary."),
+    architecture: list[str] = typer.Option(["topk", "batchtopk"], metavar="NAME", help="Repeat for several."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Known features of sae-lens's synthetic models (as in SynthSAEBench), both trainers, sae-lens as the judge."""
+    from featalign.bench.synthetic import synthetic_benchmark
+
+    rows = synthetic_benchmark(features, units, width, k, samples, steps, architectures=architecture)
+    print_rows(rows, as_json)
 
 
 @bench.command("toy")

@@ -14,7 +14,9 @@ from typing import Any, TextIO
 import typer
 
 from featalign.cli.bench import bench
+from featalign.cli.cache import cache
 from featalign.cli.data import data
+from featalign.cli.doctor import doctor
 from featalign.cli.federate import federate
 from featalign.cli.fuse import fuse
 from featalign.cli.output import print_table
@@ -25,7 +27,6 @@ app = typer.Typer(
     name="featalign",
     help="In which basis do separately trained networks agree, and what does averaging in the wrong one cost?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 INTERRUPTED = 130  # exit status after Ctrl-C
@@ -40,6 +41,8 @@ app.add_typer(bench, name="bench")
 app.add_typer(toy, name="toy")
 app.add_typer(data, name="data")
 app.add_typer(federate, name="federate")
+app.add_typer(cache, name="cache")
+app.command("doctor")(doctor)
 app.command("fuse")(fuse)
 
 

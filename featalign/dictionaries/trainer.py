@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from featalign.dictionaries.architectures.base import Tensors
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.quality import assess
 from featalign.dictionaries.refit import CodeMoments, free_decoder, gained_decoder
-from featalign.dictionaries.rows import CHUNK, Rows, place
+from featalign.dictionaries.rows import Rows, place
+from featalign.dictionaries.scaled import Normalised
 from featalign.errors import DictionaryError, NotFinite
-from featalign.spaces.moments import Moments
 from featalign.tracking import Log
 
 HELD_OUT = 0.1
@@ -31,8 +30,6 @@ AUXILIARY = 1.0  # weight of the loss that makes dead latents explain the residu
 CLIP = 1.0  # gradient norm that penalised architectures keep to
 CHECKPOINTS = 10  # per run
 REFIT_ROWS, READ_ROWS = 20_000, 8192  # samples that the final least squares and thresholds are found on
-MOMENTS = 2**27  # entries that mean and scale are taken over
-LARGEST = 1e19  # whose square float32 holds
 
 
 @dataclass(frozen=True)
@@ -53,30 +50,6 @@ def held_out(samples: int) -> int:
     return min(max(1, round(HELD_OUT * samples)), 4096)
 
 
-class Normalised:
-    """Rows of activations `[N, n]` as `(a - mean) / scale`, read when asked for: a memory map stays on disk."""
-
-    def __init__(self, values: Rows, rows: torch.Tensor, metadata: Mapping[str, Any]):
-        self.values = values
-        parts = rows[: max(1, MOMENTS // values.shape[1])].split(max(1, CHUNK // values.shape[1]))
-        first = values[parts[0]].float()
-        if len(parts) == 1:
-            self.mean = first.mean(0)
-            scale = float((first - self.mean).pow(2).mean().sqrt())
-        else:
-            moments = Moments()
-            for part in parts:
-                moments.update(values[part])
-            self.mean, scale = moments.mean.float(), float(moments.variance.mean().sqrt())
-        largest = float(first.abs().max())
-        if not math.isfinite(scale) or largest > LARGEST:
-            raise NotFinite(f"{place(metadata)}: squares of activations up to {largest:.1e} overflow; scale them down")
-        self.scale = max(scale, 1e-12)
-
-    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
-        return (self.values[rows].float() - self.mean) / self.scale
-
-
 class Trainer:
     """One training program for `S` dictionaries of one shape, in normalised coordinates `(a - mean) / scale`."""
 
@@ -87,6 +60,7 @@ class Trainer:
         targets: list[Rows],
         metadata: list[dict[str, Any]],
         seeds: list[int],
+        starts: list[Dictionary | None] | None = None,
     ):
         self.plan, self.metadata, self.seeds = plan, metadata, seeds
         self.stack = len(inputs)
@@ -95,6 +69,9 @@ class Trainer:
         tied = all(x is y for x, y in zip(inputs, targets))
         self._split(inputs, targets, tied)
         self.params = self._initial(tied)
+        for s, start in enumerate(starts or ()):
+            if start is not None:
+                self._take_up(s, start)
         self.grads = {name: torch.zeros_like(value) for name, value in self.params.items()}
         self.step = 0
         self.since_fired = torch.zeros(self.stack, plan.width)
@@ -143,6 +120,16 @@ class Trainer:
             "b_dec": torch.zeros(self.stack, self.y[0].values.shape[1]),
         }
         return params | self.arch.parameters()
+
+    def _take_up(self, s: int, start: Dictionary) -> None:
+        """Dictionary `s` begins as another: its tensors in normalised coordinates, the reverse of `_tensors`."""
+        x, y, given = self.x[s], self.y[s], dict(start.tensors)
+        origin = torch.zeros_like(x.mean) if self.arch.transcodes else given["b_dec"]
+        self.arch.shift(given, x.mean - origin)
+        self.params["encoder"][s] = given["W_enc"].T * (x.scale / y.scale)
+        self.params["decoder"][s] = given["W_dec"]
+        self.params["b_enc"][s] = given["b_enc"] / y.scale
+        self.params["b_dec"][s] = (given["b_dec"] - y.mean) / y.scale
 
     def run(
         self, progress: bool = False, checkpoint: Path | None = None, logs: Sequence[Log | None] = ()

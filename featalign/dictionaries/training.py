@@ -36,6 +36,7 @@ def train(
     targets: Activations | None = None,
     checkpoint: Path | str | None = None,
     trainer: str = "featalign",
+    start: Dictionary | None = None,
     allow_narrow: bool = False,
     log: Log | None = None,
 ) -> Dictionary:
@@ -54,6 +55,8 @@ def train(
         targets: what a transcoder reconstructs, the post-activations `[samples, m]`; None takes `relu(activations)`.
         trainer: 'featalign', or 'sae-lens' to run that library's own loop on the same data for comparison.
         checkpoint: file that a killed run resumes from; removed when the run ends.
+        start: dictionary of the same architecture and shape that training goes on from, such as the last round's; its
+            width is taken.
         allow_narrow: accept a dictionary with fewer latents than units where the data carry no more.
         log: receives the metrics of the history as they are recorded, `log(metrics, step)` (see `fa.tracking`).
 
@@ -64,6 +67,8 @@ def train(
     """
     wanted: dict[str, Any] = {"width": width, "k": k, "steps": steps, "batch_size": batch_size, "lr": lr}
     wanted["allow_narrow"] = allow_narrow
+    if start is not None:
+        wanted |= {"width": width or start.width, "k": k or start.k}
     if trainer == "sae-lens":
         from featalign.dictionaries.reference import train_with_sae_lens
 
@@ -73,7 +78,7 @@ def train(
     if trainer != "featalign":
         raise BadOption(f"trainer '{trainer}'; choose 'featalign' or 'sae-lens'")
     return train_many(
-        [activations], architecture, (seed,), [metadata or {}], [targets], progress, checkpoint, log, **wanted
+        [activations], architecture, (seed,), [metadata or {}], [targets], progress, checkpoint, [start], log, **wanted
     )[0][0]
 
 
@@ -85,18 +90,21 @@ def train_many(
     targets: Sequence[Activations | None] | None = None,
     progress: bool = False,
     checkpoint: Path | str | None = None,
+    starts: Sequence[Dictionary | None] | None = None,
     log: Log | None = None,
     **wanted: Any,
 ) -> list[list[Dictionary]]:
     """Train `len(seeds)` dictionaries for each activation tensor; those of equal shape run in one program.
 
-    Returns one list of dictionaries (in the order of `seeds`) per entry of `activations`. `wanted` takes the options
-    of `train`: width, k, steps, batch_size, lr, allow_narrow. A dictionary's numbers do not depend on what it was
-    trained beside, up to float rounding. `log` receives metrics under `client.space.seed/`, of one dictionary plainly.
+    Returns one list of dictionaries (in the order of `seeds`) per entry of `activations`; `starts` are dictionaries to
+    go on from, one per entry. `wanted` takes the options of `train`: width, k, steps, batch_size, lr, allow_narrow. A
+    dictionary's numbers do not depend on what it was trained beside, up to float rounding. `log` receives metrics
+    under `client.space.seed/`, of one dictionary plainly.
     """
     metadata = metadata or [{} for _ in activations]
     metadata = [{**recorded(acts), **facts} for acts, facts in zip(activations, metadata)]
     targets = targets or [None for _ in activations]
+    starts = starts or [None for _ in activations]
     jobs: dict[tuple[Any, ...], list[int]] = {}
     plans: list[Plan] = []
     outputs: list[Rows] = []
@@ -104,6 +112,7 @@ def train_many(
     rows = [as_rows(acts, facts) for acts, facts in zip(activations, metadata)]
     for index, (acts, facts, target) in enumerate(zip(rows, metadata, targets)):
         plans.append(resolve(acts, architecture, facts, **wanted))
+        check_start(starts[index], plans[-1], acts.shape[1], facts)
         outputs.append(acts if not transcodes else _rectified(acts) if target is None else as_rows(target, facts))
         if len(outputs[-1]) != len(acts):
             raise SpaceMismatch(f"{place(facts)}: {len(acts)} activations and {len(outputs[-1])} targets")
@@ -119,6 +128,7 @@ def train_many(
                 [outputs[i] for i, _ in part],
                 [{"seed": seed, **metadata[i]} for i, seed in part],
                 [seed for _, seed in part],
+                [starts[i] for i, _ in part],
             )
             own = "-".join(f"{i}.{seed}" for i, seed in part) if len(rows) * len(seeds) > 1 else ""
             file = Path(f"{checkpoint}{own}") if checkpoint else None
@@ -156,6 +166,17 @@ def spread(work: Callable[[list[Any]], list[Any]], runs: list[Any], large: bool 
         return work(runs)
     parts = [runs[len(runs) * i // workers : len(runs) * (i + 1) // workers] for i in range(workers)]
     return [result for results in over_cores(work, parts) for result in results]
+
+
+def check_start(start: Dictionary | None, plan: Plan, units: int, metadata: Mapping[str, Any]) -> None:
+    """Raise `DictionaryError` for a dictionary that training cannot go on from."""
+    if start is None:
+        return
+    wanted, given = (plan.architecture, plan.width, units), (start.architecture, *start.atoms.shape)
+    if given != wanted:
+        raise DictionaryError(f"{place(metadata)}: start is {given}, the dictionary {wanted}; start from one like it")
+    if ARCHITECTURES[plan.architecture].latents != ("b_enc",):
+        raise DictionaryError(f"{place(metadata)}: '{plan.architecture}' trains from its own start; leave start out")
 
 
 def resolve(

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from featalign.federated.messages import Order, Report
-from featalign.federated.result import ClientRow, FaultRow, RoundRow, TrafficRow
+from featalign.federated.result import ClientRow, FaultRow, FeatureRow, RoundRow, TrafficRow
 from featalign.federated.weigh import Weights
+
+SERVER = "server"  # stands for the aggregate in rows of features
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,13 @@ def round_row(
     scores: Mapping[str, float],
     higher_is_better: bool,
     traffic: Sequence[TrafficRow],
+    features: Sequence[FeatureRow],
     seconds: float,
 ) -> RoundRow:
     """The row of the round; the worst tenth of the clients is at least one of them."""
     values = np.sort(np.array(list(scores.values())))[:: 1 if higher_is_better else -1]
     tenth = values[: max(1, math.ceil(len(values) / 10))]
+    survived = [row.survival for row in features if row.client != SERVER and not math.isnan(row.survival)]
     losses = [report.statistics.get("loss", math.nan) for report in closed.used]
     return RoundRow(
         round=closed.round,
@@ -99,6 +103,7 @@ def round_row(
         asked=len(asked),
         reported=len(closed.used),
         dropped=len(asked) - len(closed.used),
+        survival=float(np.mean(survived)) if survived else math.nan,
         clipped=sum(fault.action == "clipped" for fault in closed.faults),
         bytes_up=sum(sent.bytes for sent in traffic if sent.direction == "up"),
         bytes_down=sum(sent.bytes for sent in traffic if sent.direction == "down"),

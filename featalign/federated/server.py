@@ -14,6 +14,7 @@ import torch
 from featalign.clients.evaluation import evaluate
 from featalign.errors import BadOption
 from featalign.federated.faults import clipped, examine
+from featalign.federated.features import FeatureWatch
 from featalign.federated.federation import Federation
 from featalign.federated.fusing import Fusing, fuse_reports
 from featalign.federated.local import Local
@@ -41,6 +42,7 @@ class Settings:
         clip: updates beyond so many times what is typical of the round are scaled down to that.
         deadline: seconds of training after which a report is late; None waits.
         watch: samples of each client on which the server's network is scored; 0 leaves that out.
+        features: rounds between two readings of features, from the first round on; 0 leaves them out.
         seed: of selections, initialisations and orders of samples.
     """
 
@@ -55,6 +57,7 @@ class Settings:
     clip: float = 10.0
     deadline: float | None = None
     watch: int = 500
+    features: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +67,8 @@ class Settings:
                 raise BadOption(f"{name} = {getattr(self, name)}; give a number above {low:g}")
         if not 0 <= self.momentum < 1:
             raise BadOption(f"momentum = {self.momentum}; give a number in [0, 1)")
+        if self.features < 0:
+            raise BadOption(f"features = {self.features}; give the rounds between two readings, or 0 for none")
 
 
 class Server:
@@ -94,6 +99,7 @@ class Server:
         self.control: State = {}
         if settings.local.controlled:
             self.control = {name: torch.zeros_like(self.weights[name]) for name in self.parameters}
+        self.features = FeatureWatch(federation, settings.features, settings.seed)
         self.round = 0
         self.typical = (0.0, 0.0)
         facts = {"law": self.weigher.facts(), "notes": list(federation.notes)}
@@ -184,9 +190,14 @@ class Server:
         rows["traffic"] += traffic
         rows["clients"] += client_rows(closed, names, own, traffic)
         rows["faults"] += closed.faults
+        features, flows = [], []
+        if self.features.due(closed.round) and closed.used:
+            features, flows = self.features.look(closed.round, closed.used, self.weights)
+        rows["features"] += features
+        rows["flows"] += flows
         better = self.federation.task.metric.higher_is_better
         seconds = time.perf_counter() - self._began
-        rows["rounds"].append(round_row(closed, asked, self._value(), own, better, traffic, seconds))
+        rows["rounds"].append(round_row(closed, asked, self._value(), own, better, traffic, features, seconds))
         return rows["rounds"][-1]
 
     def _generator(self, number: int) -> np.random.Generator:

@@ -17,7 +17,7 @@ import torch
 
 from featalign.align.activations import Held
 from featalign.align.heads import attention_layers
-from featalign.align.maps import SpaceMap
+from featalign.align.maps import ROTATIONS, SpaceMap
 from featalign.align.pool import reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
 from featalign.fuse.problem import FusionProblem
@@ -26,7 +26,6 @@ from featalign.fuse.writers import Writer, written
 from featalign.spaces.capture import fitting_batch, kept, stream, units_last
 from featalign.spaces.graph import Axis, Site, Space, Symmetry
 
-LINEAR = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
 RANK = 1e-10  # relative energy below which a direction is not used
 Maps = dict[str, tuple[SpaceMap, ...]]
@@ -62,8 +61,8 @@ def roles(problem: FusionProblem) -> Roles:
     }
     plain = [space for space in graph.hidden if space.name not in heads | inner]
     return Roles(
-        tuple(space for space in plain if space.symmetry in LINEAR),
-        tuple(space for space in plain if space.symmetry not in LINEAR),
+        tuple(space for space in plain if space.symmetry in ROTATIONS),
+        tuple(space for space in plain if space.symmetry not in ROTATIONS),
         tuple(space for space in graph.hidden if space.name in heads),
         tuple(space for space in graph.hidden if space.name in inner),
         readers,

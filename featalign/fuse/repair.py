@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.align.maps import Alignment
-from featalign.align.weights import ROTATIONS
+from featalign.align.maps import ROTATIONS, Alignment
 from featalign.errors import ProbeError
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.walk import Walk, passing_order

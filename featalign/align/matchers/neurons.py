@@ -34,7 +34,7 @@ def ot_wts(pair: Pair) -> SpaceMap:
     return SpaceMap.from_plan(solve(torch.cdist(mine, theirs), method="exact"))
 
 
-@matcher("weight-matching", gauge=False, default=False, paired=False)
+@matcher("weight-matching", default=False, paired=False)
 def weight_matching(pair: Pair) -> SpaceMap:
     """Git re-basin: all spaces matched by coordinate ascent on weights, without data."""
     return pair.clients.weight_alignment.maps[pair.name]

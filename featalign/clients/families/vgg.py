@@ -75,7 +75,8 @@ class VGG(nn.Module):
         for size in VGG11:
             if size == 0:
                 if side > 1:
-                    layers.append((f"pool{count}", nn.MaxPool2d(2)))
+                    # rounding up where the side is even lets coarser pictures through: their last pixel stays
+                    layers.append((f"pool{count}", nn.MaxPool2d(2, ceil_mode=side % 2 == 0)))
                     side //= 2
                 continue
             count += 1

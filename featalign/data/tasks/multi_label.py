@@ -81,6 +81,12 @@ class MultiLabel(Task):
         mixed = torch.stack([w * z.double().sigmoid() for w, z in zip(weights, outputs)]).sum(0)
         return torch.logit(mixed, eps=1e-6).clamp(FLOOR, -FLOOR)
 
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        """Kullback-Leibler divergence of each label's probability from the ensemble's, in nats per label."""
+        wanted = ensemble.to(outputs).sigmoid()
+        least = F.binary_cross_entropy(wanted, wanted)
+        return F.binary_cross_entropy_with_logits(outputs, wanted) - least
+
     def _numbers(self, targets: Any) -> torch.Tensor:
         found = numbers(targets, self.name)
         return found.int() if found.dtype == torch.bool else found

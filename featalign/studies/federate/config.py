@@ -37,6 +37,7 @@ class RunSettings:
         importance: samples or uniform.
         clip: updates beyond so many times what is typical of a round are scaled down.
         watch: samples of each client on which the server's network is scored; 0 leaves that out.
+        features: rounds between two readings of features on the probe; 0 leaves them out.
     """
 
     rounds: int = 20
@@ -62,6 +63,7 @@ class RunSettings:
     importance: str = "samples"
     clip: float = 10.0
     watch: int = 500
+    features: int = 0
 
     def __post_init__(self) -> None:
         typed.check(self)
@@ -88,6 +90,7 @@ class RunSettings:
             importance=self.importance,
             clip=self.clip,
             watch=self.watch,
+            features=self.features,
             seed=seed,
         )
 
