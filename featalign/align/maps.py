@@ -14,6 +14,7 @@ from featalign.transport import Plan
 
 ROTATIONS = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
 
+
 @dataclass(frozen=True)
 class SpaceMap:
     """How one client's space (n units) is moved into the reference space (m units), float64.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
-
-from featalign.errors import BadOption
 
 if TYPE_CHECKING:
     from featalign.clients.client import Client
