@@ -23,6 +23,7 @@ from featalign.data.task import Task, task_of
 from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, ProbeError, TraceError
 from featalign.spaces import Canonical, canonical, trace, weakest
 from featalign.spaces.capture import evaluating
+from featalign.spaces.depth import equally_deep
 from featalign.spaces.graph import SpaceGraph
 
 
@@ -113,7 +114,6 @@ class Cohort:
             check_finite(module, name)
             if not read_only:
                 require_own_names(name, module)
-        require_one_architecture(names, modules)
         bases = [] if base is None else [_checked_base(base, names[0], modules[0])]
         counts = None if class_counts is None else counts_of(class_counts, len(modules))
         if device is not None:
@@ -122,6 +122,8 @@ class Cohort:
         inputs = Inputs.of(probe, tokenizer=tokenizer)
         scored = None if evaluate is None else Inputs.of(evaluate, tokenizer=tokenizer, labelled=True)
         example = inputs.example()
+        given, modules = modules, equally_deep(modules, example)
+        require_one_architecture(names, modules)
         outputs = [try_out(module, example, name) for name, module in zip(names, modules)]
         if (extreme := extreme_tokens(inputs)) is not None:
             for name, module in zip(names, modules):
@@ -137,6 +139,11 @@ class Cohort:
             raise BadOption(f"data= holds {len(own)} data sets for {len(modules)} clients; give one each")
         extended = inputs if refit_inputs is None else Inputs.of(refit_inputs, tokenizer=tokenizer)
         notes = tuple(dict.fromkeys((*untraced, *(note for each in folded for note in each.notes))))
+        notes += tuple(
+            f"client {name} was given layers that change nothing, to be as deep as the deepest"
+            for name, before, after in zip(names, given, modules)
+            if len(before.state_dict()) != len(after.state_dict())
+        )
         return cls(
             names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
             own or (inputs,) * len(modules), counts, tuple(keys), seed,
