@@ -10,11 +10,20 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-import scipy.sparse
 import torch
 
 from featalign.align.correspondence import (
-    BIN, DRAWS, Correspondence, Link, Rule, Sides, agreement_in, beating, best_of, match_listed, placed,
+    BIN,
+    DRAWS,
+    Correspondence,
+    Link,
+    Rule,
+    Sides,
+    agreement_in,
+    beating,
+    best_of,
+    match_listed,
+    placed,
 )  # fmt: skip
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.measure.agreement import Agreement

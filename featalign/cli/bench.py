@@ -8,9 +8,11 @@ from typing import Any
 import typer
 
 from featalign.cli.output import print_rows, print_table
+from featalign.cli.paper import paper
 from featalign.errors import BadOption
 
 bench = typer.Typer(help="Side-by-side benchmarks against the library people would use instead.", no_args_is_help=True)
+bench.command("paper")(paper)
 
 
 @bench.command("sae")
@@ -121,7 +123,6 @@ def bench_step0(
 def bench_vision(
     model: list[str] = typer.Option(["vgg11", "resnet20"], metavar="NAME", help="Architectures."),
     seeds: int = typer.Option(1, help="Pairs of networks per architecture."),
-    resolution: int = typer.Option(16, help="Pixels a side that CIFAR-10 is averaged down to; 32 keeps it."),
     probe: int = typer.Option(400, help="Unlabelled pictures for matching, repair and refit."),
     curve: bool = typer.Option(False, "--curve", help="Also score five mixing weights."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
@@ -132,7 +133,7 @@ def bench_vision(
     from featalign.bench.vision import vision
 
     shares = (0.1, 0.3, 0.7, 0.9) if curve else ()
-    result = vision(model, seeds=seeds, resolution=resolution, probe=probe, curve=shares, progress=not quiet)
+    result = vision(model, seeds=seeds, probe=probe, curve=shares, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import fusion_table
 

@@ -59,7 +59,9 @@ class FeatureWatch:
 
     def __init__(self, federation: Federation, every: int, seed: int = 0) -> None:
         if every and federation.probe is None:
-            raise BadOption("features are read on a public probe and the federation has none; pass probe=, or features=0")
+            raise BadOption(
+                "features are read on a public probe and the federation has none; pass probe=, or features=0"
+            )
         self.federation, self.every, self.seed = federation, every, seed
         self.first: dict[str, Seen] = {}
         self.last: dict[str, Seen] = {}

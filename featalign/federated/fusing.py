@@ -16,8 +16,8 @@ from featalign.data.inputs import Inputs
 from featalign.errors import BadOption
 from featalign.federated.federation import Federation
 from featalign.federated.messages import Report, State
-from featalign.federated.moments import moment_refit
 from featalign.fuse import METHODS, FusionProblem, solve
+from featalign.fuse.moments import moment_refit
 from featalign.options import check
 from featalign.spaces import canonical
 from featalign.spaces.capture import evaluating

@@ -20,7 +20,7 @@ from featalign.dictionaries.store import cached_dictionaries
 from featalign.errors import BadOption
 from featalign.federated.federation import Federation
 from featalign.federated.messages import Order, Report, State
-from featalign.federated.moments import client_moments
+from featalign.fuse.moments import client_moments
 from featalign.options import bind_options
 from featalign.registry import Registry
 from featalign.spaces import canonical, trace

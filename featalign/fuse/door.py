@@ -23,6 +23,7 @@ from featalign.data.partition import client_names
 from featalign.data.task import TASKS, Task
 from featalign.dictionaries.store import cached_dictionaries
 from featalign.errors import BadOption, SpaceMismatch
+from featalign.fuse.choose import AUTO, nearest_client
 from featalign.fuse.engine import solve
 from featalign.fuse.methods import METHODS, require
 from featalign.fuse.problem import FusionProblem, mixing_weights
@@ -45,6 +46,8 @@ def fuse(
     repair: bool | None = None,
     head: str | None = None,
     ridge: float = 1e-2,
+    head_ridge: float | None = None,
+    steps: int = 0,
     data: Sequence[Any] | None = None,
     names: Sequence[str] | None = None,
     class_counts: Any = None,
@@ -67,8 +70,9 @@ def fuse(
             targets of `evaluate`, and without any is next-token or regression.
         evaluate: `(inputs, targets)` or a file with labels, for scores; never used to fit anything.
         mixing: weight of the first client (the others share the rest), or of every client; equal by default.
-        reference: index or name of the client whose basis the others are moved into; the last one by default.
-        refit, repair, head, ridge: as in `solve`.
+        reference: index or name of the client whose basis the others are moved into, the last one by default; "auto"
+            takes the client whose outputs on the probe are nearest to those of all clients together.
+        refit, repair, head, ridge, head_ridge, steps: as in `solve`.
         data: per client, the inputs on which its dictionaries are trained, for methods that need them; else the probe.
         names: of the clients; those of their folders, or A, B, ...
         class_counts: `[clients, classes]` label counts, if the server may know them.
@@ -87,6 +91,8 @@ def fuse(
         modules, layouts, found = _networks(clients)
         names = tuple(names) if names is not None else found
         place = _reference(reference, names, len(modules))
+        open_place = place == AUTO
+        place = len(modules) - 1 if isinstance(place, str) else place
         tokenizer = _tokenizer(tokenizer, probe, layouts[place])
         cohort = Cohort.of(
             modules, _inputs(probe, tokenizer), _inputs(evaluate, tokenizer, labelled=True), task, data=data,
@@ -95,12 +101,19 @@ def fuse(
         )  # fmt: skip
         cohort.task.check_head(None if head == "none" else head)
         problem = FusionProblem(cohort, _mixing(mixing, len(cohort)), place)
+        if open_place:
+            place = nearest_client(cohort, problem.mixing)
+            cohort = cohort.based_on(place)
+            problem = replace(problem, cohort=cohort, reference=place)
         notes: dict[str, Any] = {"cohort": list(cohort.notes)} if cohort.notes else {}
         if method is None:
             method, notes["recommended"] = recommend(problem)
         require(problem, method)
         problem = _with_dictionaries(problem, method)
-        result = solve(problem, method, refit=refit, repair=repair, head=head, ridge=ridge, **options)
+        result = solve(
+            problem, method, refit=refit, repair=repair, head=head, ridge=ridge, head_ridge=head_ridge, steps=steps,
+            **options,
+        )  # fmt: skip
         module, layout = _restored(cohort, result.module, layouts[place], canonical, notes)
         result = replace(
             result, module=module, notes={**notes, **result.notes}, clients=cohort.names, reference=place,
@@ -146,13 +159,16 @@ def _networks(
     return modules, layouts, tuple(names) if named else ()
 
 
-def _reference(reference: int | str, names: Sequence[str], count: int) -> int:
+def _reference(reference: int | str, names: Sequence[str], count: int) -> int | str:
+    """Its index, or "auto"."""
     if isinstance(reference, bool) or not isinstance(reference, (int, str)):
         raise BadOption(f"reference = {reference!r}; give a client's index or name")
     if isinstance(reference, str):
         known = tuple(names) or client_names(count)
+        if reference not in known and reference == AUTO:
+            return AUTO
         if reference not in known:
-            raise BadOption(f"reference '{reference}' is no client; clients: {', '.join(known)}")
+            raise BadOption(f"reference '{reference}' is no client; clients: {', '.join(known)}, or auto")
         return known.index(reference)
     if not -count <= reference < count:
         raise BadOption(f"reference {reference}: there are {count} clients")

@@ -8,6 +8,7 @@ from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetr
 from featalign.spaces.moments import CrossMoments
 from featalign.spaces.naming import check_hook, hook_name_of, resolve_site, same_place, sites
 from featalign.spaces.nonlinear import apply_nonlinearity
+from featalign.spaces.pruning import prune
 from featalign.spaces.splice import Splice, splice
 from featalign.spaces.store import ActivationStore
 from featalign.spaces.tracing import trace
@@ -30,6 +31,7 @@ __all__ = [
     "collect",
     "hook_name_of",
     "moved",
+    "prune",
     "rebuilt",
     "resolve_site",
     "same_place",

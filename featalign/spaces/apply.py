@@ -166,7 +166,9 @@ def _factors(tensor: torch.Tensor, group: list[Piece]) -> torch.Tensor:
             continue
         dim = len(lead) + k
         ones = matrix == 1
-        if not matrix.requires_grad and bool((ones.sum(1) == 1).all()) and int(matrix.count_nonzero()) == len(matrix):  # copies of units
+        if (
+            not matrix.requires_grad and bool((ones.sum(1) == 1).all()) and int(matrix.count_nonzero()) == len(matrix)
+        ):  # copies of units
             value = value.index_select(dim, ones.int().argmax(1))
         else:
             value = torch.tensordot(value, matrix.to(value), dims=([dim], [1])).movedim(-1, dim)

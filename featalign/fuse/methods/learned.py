@@ -151,4 +151,3 @@ def _drawn(problem: FusionProblem, batch: int, steps: int, generator: torch.Gene
                 return
             done += 1
             yield inputs
-

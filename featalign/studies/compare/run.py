@@ -70,7 +70,7 @@ def compare(
         methods: registered names; None means those that the modules allow and that are on by default.
         mixing: weight of the first client, the others sharing the rest; None means equal weights.
         data: per client, the inputs on which its dictionaries are trained; the probe when not given.
-        augment: recipe of the probe's extension: shift-mix for images, gaussian, or none.
+        augment: recipe of the probe's extension: blend or shift-mix for images, gaussian, or none.
         names: of the clients; A, B, ... when not given.
         class_counts: `[clients, classes]` label counts, if the server may know them.
         tokenizer: for probes given as strings; its `decode` puts text on the page.

@@ -83,7 +83,17 @@ def _features(features: pd.DataFrame, figures: Mapping[str, go.Figure]) -> list[
         alive = max(int(group["alive"].sum()), 1)
         shares = [f"{100 * group[name].sum() / alive:.1f}" for name in ("shared", "local", "lost", "relearned", "new")]
         rows.append([run, number, alive, *shares, f"{100 * group['survival'].mean():.1f}"])
-    head = ["run", "round", "living features", "shared", "local", "lost", "re-learned", "new", "of the first round kept"]
+    head = [
+        "run",
+        "round",
+        "living features",
+        "shared",
+        "local",
+        "lost",
+        "re-learned",
+        "new",
+        "of the first round kept",
+    ]
     section = Section("Features over rounds").text(
         "Dictionaries of the clients' networks and of the aggregate, read on the public probe and carried from reading to "
         "reading. Shared: the aggregate holds the feature, and it is another client's too. Local: the aggregate holds it "

@@ -159,7 +159,10 @@ class FederateResult(StudyResult):
         rounds, metric = self.frames["rounds"], self.metric
         features: dict[str, go.Figure] = {}
         if len(self.frames["features"]):
-            read, title = rounds.dropna(subset=["survival"]), "Features of the first round that the server's network holds"
+            read, title = (
+                rounds.dropna(subset=["survival"]),
+                "Features of the first round that the server's network holds",
+            )
             features = {"survival": curves(read, "survival", title, "share of the clients' features, %", 100.0)}
             features["states"] = feature_states(self.frames["features"])
             for run, flows in self.frames["flows"].groupby("run", sort=False):

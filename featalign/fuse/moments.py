@@ -20,7 +20,7 @@ from featalign.fuse.problem import FusionProblem
 from featalign.fuse.refit import LayerFit
 from featalign.spaces import affine
 from featalign.spaces.capture import evaluating, kept
-from featalign.spaces.graph import Layer, Space, SpaceGraph
+from featalign.spaces.graph import Layer, SpaceGraph
 
 BATCH = 1024
 
@@ -61,6 +61,7 @@ def moment_refit(
     alignments: Sequence[Alignment],
     moments: Sequence[Mapping[str, torch.Tensor]],
     ridge: float = 1e-2,
+    alpha: float = 1.0,
 ) -> list[LayerFit]:
     """Refit the affine layers of `fused` in place from the clients' Gram matrices.
 
@@ -68,12 +69,15 @@ def moment_refit(
         alignments: what `fused` was made with.
         moments: what `client_moments` gave, per client; clients of mixing weight zero may send none.
         ridge: towards the weights of `fused`, relative to the mean diagonal of the Gram matrix.
+        alpha: factor on what lies off the diagonal of every Gram matrix, between 0 and 1 (RegMean, section 3.2).
 
     Layers that a Gram matrix is missing of keep the rule's weights. Shares explained are of uncentred energy. Raises
-    `BadOption` for a ridge that is not positive and maps with a shift, `SpaceMismatch` for moments of another shape.
+    `BadOption` for a ridge that is not positive, another alpha and maps with a shift, `SpaceMismatch` for moments of another shape.
     """
     if not 0 < ridge < float("inf"):
         raise BadOption(f"ridge = {ridge}; give a positive finite number, relative to each layer's Gram matrix")
+    if not 0 <= alpha <= 1:
+        raise BadOption(f"alpha = {alpha}; give a number between 0 (diagonals alone) and 1 (whole Gram matrices)")
     if any(found.shift is not None for alignment in alignments for found in alignment.maps.values()):
         raise BadOption("maps with a shift want a probe; refit with refit=true, or match by a method without shifts")
     fits = []
@@ -81,10 +85,10 @@ def moment_refit(
     for layer in problem.graph.layers:
         if not _refittable(problem, fused, layer):
             continue
-        tiles = [_tile(problem.graphs[k][layer.reads], layer) for k in taking]
+        tiles = [_tile(problem.graphs[k], layer) for k in taking]
         if any(layer.module not in moments[k] for k in taking) or None in tiles:
             continue
-        fits.append(_solve(problem, fused, layer, alignments, moments, taking, ridge))
+        fits.append(_solve(problem, fused, layer, alignments, moments, taking, ridge, alpha))
     return fits
 
 
@@ -96,6 +100,7 @@ def _solve(
     moments: Sequence[Mapping[str, torch.Tensor]],
     taking: Sequence[int],
     ridge: float,
+    alpha: float,
 ) -> LayerFit:
     part = fused.get_submodule(layer.module)
     initial = _matrix(part)
@@ -108,11 +113,12 @@ def _solve(
             raise SpaceMismatch(
                 f"moments of layer '{layer.module}' {list(second.shape)}; expected {own.shape[1]} squared"
             )
+        second = alpha * second + (1 - alpha) * torch.diag(second.diagonal())
         target = maps[layer.writes].out.double() @ own if layer.writes in maps else own
         half = target @ second
         energy += weight * float((half * target).sum())
         if layer.reads in maps:
-            out, tile = maps[layer.reads].out.double(), _tile(problem.graphs[k][layer.reads], layer) or 1
+            out, tile = maps[layer.reads].out.double(), _tile(problem.graphs[k], layer) or 1
             augmented = part.bias is not None
             half = _moved(half.T, out, tile, augmented).T
             second = _moved(_moved(second, out, tile, augmented).T, out, tile, augmented)
@@ -151,9 +157,16 @@ def _moved(rows: torch.Tensor, out: torch.Tensor, tile: int, augmented: bool) ->
     return torch.cat([moved, rows[-1:]]) if augmented else moved
 
 
-def _tile(space: Space, layer: Layer) -> int | None:
-    """How often all units of a space follow each other in the fan-in; None where they are not all of it."""
-    if space.pinned:
+def _tile(graph: SpaceGraph, layer: Layer) -> int | None:
+    """How often all units of a space follow each other in the fan-in; None where they are not all of it.
+
+    Nor are they where another space lies along it (groups of channels).
+    """
+    if graph[layer.reads].pinned:
         return 1
-    axes = [axis for axis in space.readers if axis.parameter == f"{layer.module}.weight"]
+    weight = f"{layer.module}.weight"
+    found = [(s.name, axis) for s in graph.hidden for axis in s.readers if axis.parameter == weight]
+    if any(name != layer.reads for name, _ in found):
+        return None
+    axes = [axis for _, axis in found]
     return axes[0].tile if len(axes) == 1 and axes[0].offset == 0 else None
