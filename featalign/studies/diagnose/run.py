@@ -26,7 +26,8 @@ from featalign.studies.diagnose.cards import Cards
 from featalign.studies.diagnose.config import DiagnoseConfig, DiagnoseRunConfig
 from featalign.studies.diagnose.controls import shuffled_weights
 from featalign.studies.diagnose.layer import Layer, check_given
-from featalign.studies.diagnose.reading import ROWS, Reading, embedded, read
+from featalign.studies.diagnose.seen import embedded
+from featalign.studies.features.reading import ROWS, Reading, read
 from featalign.studies.diagnose.result import DiagnoseResult
 from featalign.studies.diagnose.rows import FunctionRow, LayerRow
 from featalign.studies.diagnose.verdicts import MODEL, WEIGHTS
