@@ -28,7 +28,7 @@ function heading(data, view, i) {
 }
 
 function pairFacts(data, table, p) {
-  const facts = make("dl", "facts"), { terms } = data.content;
+  const facts = make("dl", "facts"), { terms } = table;
   [["score", two], ["rival", two], ["null", two], ["gain", (v) => "× " + short(v)], ["overlap", percent], ["energy", short]]
     .forEach(([name, shown]) => {
       const value = table[name][p];
@@ -41,7 +41,7 @@ function pairFacts(data, table, p) {
 }
 
 function summary(data, block, latent, row, go) {
-  const { content } = data, box = make("section", "side");
+  const { content } = data, box = make("div", "side");
   const noun = content.nouns[block.client];
   box.append(make("h4", "", content.clients[block.client] + ", " + noun + " " + latent));
   const fires = "active on " + percent(block.density[latent]) + " of " + whole(block.rows) + " " + content.row;
@@ -150,7 +150,7 @@ function partners(data, view, i, go) {
         }
         if (!found.length) return;
         found.sort((p, q) => table.score[q] - table.score[p]);
-        const title = nameOf(data, block, latent) + " also goes with (" + (content.terms.score || "score") + ")";
+        const title = nameOf(data, block, latent) + " also goes with (" + table.terms.score + ")";
         box.append(links(title, found.map((p) => {
           const other = table["latent_" + far][p];
           return [content.clients[table[far]] + " " + other, two(table.score[p]), () => go(table[far], other, table)];
@@ -163,7 +163,7 @@ function partners(data, view, i, go) {
 
 // Contexts of one or two features; the strongest in both come first.
 function contexts(data, sides, rows) {
-  const box = make("section", "contexts"), joined = new Map(), pair = sides.length > 1;
+  const box = make("div", "contexts"), joined = new Map(), pair = sides.length > 1;
   const together = pair && sides[0][0].group === sides[1][0].group;
   rows.forEach((row, k) => {
     (row ? row[8] : []).forEach((context) => {
@@ -187,7 +187,9 @@ function contexts(data, sides, rows) {
     if (!found.length) return;
     const text = found[0].context[5].length > 0;
     const grid = make("div", text ? "strips" : "gallery");
-    box.append(make("h4", "", title), legend(text, pair && together, data, sides), grid);
+    box.append(make("h4", "", title));
+    if (box.children.length === 1) box.append(legend(text, together, data, sides));
+    box.append(grid);
     found.forEach((entry) => grid.append(text ? strips(data, sides, entry) : pictured(data, sides, entry)));
   });
   if (!joined.size) box.append(make("p", "small", "No context of these features is among the inputs that this page holds."));
@@ -218,7 +220,8 @@ function strips(data, sides, entry) {
     });
     const figure = make("span", "value", acts ? value : "not read");
     figure.title = "input " + entry.context[1] + ", position " + entry.context[2];
-    cell.append(make("span", "who", nameOf(data, block, latent)), figure, line);
+    figure.prepend(make("span", "who", nameOf(data, block, latent)));
+    cell.append(figure, line);
     row.append(cell);
   });
   return row;

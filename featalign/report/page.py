@@ -107,7 +107,7 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
         sections=sections,
         sources=Markup(" ").join(Markup("'sha256-{}'").format(_digest(code)) for code in (plotly, script)),
         more=Markup("'strict-dynamic'" if any(section.beside for section in sections) else ""),
-        style=Markup("".join(map(_asset, ("colours.css", "page.css", "features.css")))),
+        style=Markup(styles("page.css", "features.css")),
         plotly=Markup(plotly),
         script=Markup(script),
     )  # fmt: skip
@@ -146,6 +146,11 @@ def script_of(last: str) -> str:
     """The script of the kit: its parts in order, and `last`, what a page or a notebook does with them."""
     code = "".join(map(_asset, (*PARTS, last)))
     return f"(function () {{\n{code}}})();" if last == "page.js" else code
+
+
+def styles(*names: str) -> str:
+    """Style sheets of the kit, with the colours that they share."""
+    return "".join(map(_asset, ("colours.css", *names)))
 
 
 def _asset(name: str) -> str:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from featalign.data import Inputs
 from featalign.data.tasks import Classification
 from featalign.dictionaries import NeuronBasis
 from featalign.dictionaries.bases import untrained
@@ -88,7 +89,7 @@ def test_top_contexts_are_the_strongest_of_different_inputs(language, cards):
     codes = dense(language)
     best = codes.max(1)
     for latent in cards.alive.tolist():
-        value, inputs = best.values[:, latent].sort(descending=True)
+        value = best.values[:, latent].sort(descending=True).values
         count = min(4, int((value > 0).sum()))
         assert torch.allclose(cards.top.value[latent, :count], value[:count])
         assert (cards.top.value[latent, count:] == -torch.inf).all()
@@ -105,7 +106,8 @@ def test_windows_hold_the_same_latent_at_every_token_and_nothing_at_padding(lang
             member, position = int(contexts.input[latent, k]), int(contexts.position[latent, k])
             assert mask[member, position] == 1 and contexts.acts[latent, k, 3] == contexts.value[latent, k]
             for offset in range(-3, 4):
-                at, token, act = position + offset, contexts.tokens[latent, k, 3 + offset], contexts.acts[latent, k, 3 + offset]
+                at, place = position + offset, (latent, k, 3 + offset)
+                token, act = contexts.tokens[place], contexts.acts[place]
                 if 0 <= at < LENGTH and mask[member, at]:
                     assert token == ids[member, at] and act == codes[member, at, latent]
                 else:
@@ -121,7 +123,8 @@ def test_parts_do_not_matter(language, cards, monkeypatch):
     model, inputs, basis = language
     again = feature_cards(basis, model, "embed", inputs, tokenizer=Letters(), contexts=4, window=3)
     assert torch.equal(again.counts, cards.counts) and torch.equal(again.histogram, cards.histogram)
-    assert torch.equal(again.top.value, cards.top.value) and torch.equal(again.lower.value > -torch.inf, cards.lower.value > -torch.inf)
+    assert torch.equal(again.top.value, cards.top.value)
+    assert torch.equal(again.lower.value > -torch.inf, cards.lower.value > -torch.inf)
 
 
 def test_ordinary_contexts_are_spread_over_the_firings(cards):
@@ -191,19 +194,14 @@ def test_class_profiles_and_effects_on_few_outputs():
     with torch.no_grad():
         model[0].weight.copy_(torch.eye(6))
         model[0].bias.zero_()
-    cards = feature_cards(NeuronBasis(6), model, "1", _labelled(x, labels), task=Classification(class_names=("lo", "mid", "hi")))
+    task = Classification(class_names=("lo", "mid", "hi"))
+    cards = feature_cards(NeuronBasis(6), model, "1", Inputs.of(x, labels), task=task)
     assert cards.class_names == ("lo", "mid", "hi")
     assert cards.classes[0, 1] == 0 and torch.isclose(cards.classes[0, 2].float(), x[labels == 2, 0].mean(), atol=1e-5)
     drawn = cards.lower.input[0]
     expected = (x[drawn, 0, None] * model[2].weight[:, 0].detach()).mean(0)  # the layer after is linear
     effect = cards.effect
     assert torch.isclose(effect.up[0, 0], expected.max(), atol=1e-5) and effect.names == ("lo", "mid", "hi")
-
-
-def _labelled(x, labels):
-    from featalign.data import Inputs
-
-    return Inputs.of(x, labels)
 
 
 def test_patch_of_a_planted_channel():
@@ -246,7 +244,7 @@ def test_unusual_columns_of_a_table():
 
 
 def test_loaders_and_dead_latents(language):
-    model, inputs, basis = language
+    model, inputs, _ = language
     from torch.utils.data import DataLoader, TensorDataset
 
     loader = DataLoader(TensorDataset(inputs["input_ids"], torch.zeros(30)), batch_size=7)

@@ -122,8 +122,9 @@ class FeatureCards:
     @cached_property
     def vocabulary(self) -> list[str]:
         """Text of the token ids that the cards show, by id; ids without a tokenizer."""
-        ids = [self.top.tokens.max(), self.lower.tokens.max(), -1 if self.effect is None else self.effect.largest]
-        return token_names(self.tokenizer, int(max(ids)) + 1)
+        shown = [int(tokens.max()) for tokens in (self.top.tokens, self.lower.tokens) if tokens.numel()]
+        largest = -1 if self.effect is None else self.effect.largest
+        return token_names(self.tokenizer, max([largest, *shown]) + 1)
 
     def token(self, identifier: int) -> str:
         """Text of one token."""
@@ -191,7 +192,9 @@ def feature_cards(
         running.update(part)
     cards = running.cards(tokenizer, tuple(task.class_names) if task is not None else ())
     cards = replace(cards, columns=columns_of(cards.source, cards.top))
-    return replace(cards, effect=effect_of(cards.source, cards.lower, cards.energy, cards.class_names)) if effects else cards
+    if not effects:
+        return cards
+    return replace(cards, effect=effect_of(source, cards.lower, cards.energy, cards.class_names))
 
 
 def _half(inputs: Inputs, tokenizer: Any, window: int | None) -> int:

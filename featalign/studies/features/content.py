@@ -34,7 +34,7 @@ def browser_content(
     *,
     nouns: Mapping[str, str] | None = None,
     columns: Sequence[str] = (),
-    terms: Mapping[str, str] | None = None,
+    terms: Mapping[tuple[str, str], Mapping[str, str]] | None = None,
     method: str = "auto",
 ) -> dict[str, Any]:
     """The content of the widget `features`, for one page or for `FeatureBrowser` in a notebook.
@@ -43,7 +43,7 @@ def browser_content(
         cards: by (client, site), in the order of the page.
         pairs: columns of `frames.PairRow`; features: columns of `frames.LatentRow`.
         nouns: what a feature of a client is called, "latent" unless said; columns: names of the columns of a table.
-        terms: what a column of `pairs` is called on this page, such as `{"score": "correlation"}`.
+        terms: by two clients, what columns of `pairs` are called: `{("A", "B"): {"score": "cosine of the atoms"}}`.
         method: of the map, see `layout`.
 
     Raises `SpaceMismatch` for pairs or features of clients, sites or latents that have no cards.
@@ -55,7 +55,7 @@ def browser_content(
     content: dict[str, Any] = {
         "version": 1, "clients": clients, "sites": sites, "kinds": list(KINDS), "pair_kinds": list(PAIR_KINDS),
         "nouns": [str((nouns or {}).get(client, "latent")) for client in clients], "classes": classes,
-        "terms": {**TERMS, **(terms or {})}, "per": SHARD, "blocks": [], "shards": [],
+        "per": SHARD, "blocks": [], "shards": [],
     }  # fmt: skip
     places = _places(cards, pairs, method)
     groups = _groups(cards)
@@ -67,7 +67,7 @@ def browser_content(
         rows = feature_rows(card, strings, best.get(key), clients, columns, kept.get(groups[key]))
         content["shards"] += [shard(rows[start : start + SHARD]) for start in range(0, len(rows), SHARD)]
         content["blocks"].append(block)
-    content["pairs"] = _pairs(pairs, clients, sites)
+    content["pairs"] = _pairs(pairs, clients, sites, terms or {})
     content |= {"strings": strings.table, "sheets": _sheets(cards, groups, kept), "row": _row_word(cards)}
     return content
 
@@ -95,9 +95,9 @@ def _check(cards: Mapping[Key, FeatureCards], pairs: pd.DataFrame, features: pd.
         (pairs, "client_a", "latent_a"), (pairs, "client_b", "latent_b"), (features, "client", "latent"),
     ):  # fmt: skip
         for key, group in frame.groupby([client, "site"]) if len(frame) else ():
-            known = cards.get(key)
-            if known is None or group[latent].max() >= len(known.counts) or group[latent].min() < 0:
-                what = "has no cards" if known is None else f"has {len(known.counts)} latents, not {group[latent].max()}"
+            known, last = cards.get((str(key[0]), str(key[1]))), int(group[latent].max())  # type: ignore[index]
+            if known is None or last >= len(known.counts) or group[latent].min() < 0:
+                what = "has no cards" if known is None else f"has {len(known.counts)} latents, not {last + 1}"
                 raise SpaceMismatch(f"client '{key[0]}' at site '{key[1]}' {what}; make its cards with feature_cards")
 
 
@@ -134,8 +134,8 @@ def _block(
     count = len(card.counts)
     frame = frame.drop_duplicates("latent").set_index("latent").reindex(range(count))
     alive = card.counts.numpy() > 0
-    kinds = frame["kind"].map({kind: k for k, kind in enumerate(KINDS)})
-    kinds = kinds.fillna(pd.Series(np.where(alive, KINDS.index("own"), KINDS.index("dead")))).to_numpy()
+    named = frame["kind"].where(frame["kind"].isin(KINDS), pd.Series(np.where(alive, "own", "dead")))
+    kinds = [KINDS.index(kind) for kind in named]
     top = np.full(count, NO_CLASS)
     if card.classes is not None and card.classes.shape[1]:
         top = np.where(alive, card.classes.argmax(1).numpy(), NO_CLASS)
@@ -152,11 +152,17 @@ def _block(
     }  # fmt: skip
 
 
-def _pairs(pairs: pd.DataFrame, clients: Sequence[str], sites: Sequence[str]) -> list[dict[str, Any]]:
+def _pairs(
+    pairs: pd.DataFrame,
+    clients: Sequence[str],
+    sites: Sequence[str],
+    terms: Mapping[tuple[str, str], Mapping[str, str]],
+) -> list[dict[str, Any]]:
     found = []
     for (site, a, b), group in pairs.groupby(["site", "client_a", "client_b"], sort=False) if len(pairs) else ():
         kind = group["kind"].map({name: k for k, name in enumerate(PAIR_KINDS)}).fillna(0)
         entry = {"site": sites.index(site), "a": clients.index(a), "b": clients.index(b), "kind": numbers(kind, "u8")}
+        entry["terms"] = {**TERMS, **terms.get((str(a), str(b)), {})}
         entry |= {name: numbers(group[name], "u32") for name in ("latent_a", "latent_b")}
         entry |= {name: numbers(group[name], "f32") for name in TERMS if name in group}
         found.append(entry)
@@ -199,7 +205,9 @@ def _pictures(cards: Mapping[Key, FeatureCards], groups: Mapping[Key, int]) -> d
     return found
 
 
-def _sheets(cards: Mapping[Key, FeatureCards], groups: Mapping[Key, int], kept: Mapping[int, torch.Tensor]) -> list[Any]:
+def _sheets(
+    cards: Mapping[Key, FeatureCards], groups: Mapping[Key, int], kept: Mapping[int, torch.Tensor]
+) -> list[Any]:
     """For each group of inputs its sheet of pictures, or null for text."""
     found: list[Any] = []
     for key, card in cards.items():

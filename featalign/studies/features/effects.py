@@ -100,11 +100,12 @@ def unembedding(module: nn.Module, place: str, units: int) -> torch.Tensor | Non
 
 
 def _readout(module: nn.Module) -> torch.Tensor | None:
-    """The unembedding `[width, vocabulary]` of `transformer_lens` and of Hugging Face models, or the last linear layer."""
+    """`[width, vocabulary]`: of `transformer_lens`, of Hugging Face models, or the last linear layer."""
     matrix = getattr(module, "W_U", None)
     if isinstance(matrix, torch.Tensor):
         return matrix.detach().cpu().float()
-    head = module.get_output_embeddings() if callable(getattr(module, "get_output_embeddings", None)) else None
+    given: Any = getattr(module, "get_output_embeddings", None)
+    head = given() if callable(given) else None
     linear = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
     head = head if head is not None else list(linear.values())[-1] if linear else None
     outer = next((name.rpartition(".")[0] for name, part in linear.items() if part is head), "")
@@ -157,7 +158,8 @@ def _common(a: Sequence[str], b: Sequence[str]) -> list[str]:
 def _direct(atoms: torch.Tensor, readout: torch.Tensor) -> Effect:
     """Chunks of latents, so that not all logits of all latents are held."""
     parts = [_extremes(some @ readout) for some in atoms.detach().cpu().float().split(256)]
-    return Effect(DIRECT, *(torch.cat(each) for each in zip(*parts)))
+    raised, up, lowered, down = (torch.cat(each) for each in zip(*parts))
+    return Effect(DIRECT, raised, up, lowered, down)
 
 
 def _removed(

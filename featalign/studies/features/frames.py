@@ -6,6 +6,7 @@ became of it. Studies that match in their own way build the same frames.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -91,6 +92,12 @@ def match_frames(
         best = correlation.max(axis=1 - side)
         features.append(latent_frame(cards[side], site, names[side], partner, names[1 - side], best))
     return pair_frame(found), pd.concat(features, ignore_index=True)
+
+
+def pair_kinds(first: Sequence[int], second: Sequence[int]) -> list[str]:
+    """The kind of each pair: split where the first has several partners, else merged where the second has."""
+    several = [{k for k, n in Counter(side).items() if n > 1} for side in (first, second)]
+    return ["split" if a in several[0] else "merged" if b in several[1] else "matched" for a, b in zip(first, second)]
 
 
 def pair_frame(rows: Sequence[PairRow]) -> pd.DataFrame:

@@ -6,7 +6,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-PER_OCTAVE, LOWEST, BINS = 4, -80, 160  # bins of the histogram: 2^(b/4) for b from -80, a million-fold below and above 1
+PER_OCTAVE, LOWEST, BINS = (
+    4,
+    -80,
+    160,
+)  # bins of the histogram: 2^(b/4) for b from -80, a million-fold below and above 1
 POSITIONS = 16  # bins of the position profile: 0, 1, 2-3, 4-7, 8-15, ...
 Make = Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
 
@@ -88,9 +92,7 @@ class Tally:
         cell = latent * POSITIONS + position_bin(position)
         self.position.view(-1).scatter_add_(0, cell, value.double())
 
-    def add_classes(
-        self, label: torch.Tensor, latent: torch.Tensor, value: torch.Tensor, every: torch.Tensor
-    ) -> None:
+    def add_classes(self, label: torch.Tensor, latent: torch.Tensor, value: torch.Tensor, every: torch.Tensor) -> None:
         """The same entries with the class of each, and the classes of all rows; negative ones are left out."""
         classes = max(len(self.members), int(every.max()) + 1) if len(every) else len(self.members)
         if classes > len(self.members):

@@ -21,11 +21,11 @@ LEVELS = 255
 
 @dataclass
 class Beside:
-    """The best partner of every latent of one client, and its codes in this client's top contexts.
+    """The best partner of every latent of one client, and its codes in this client's contexts.
 
     Attributes:
         client: `[F]` names, empty where there is none; latent: `[F]`.
-        acts: `[F, K, W]` relative to the partner's maximum.
+        acts: `[F, K, W]` relative to the partner's maximum, in the top contexts and then the lower ones.
     """
 
     client: list[str]
@@ -37,7 +37,8 @@ class Beside:
     def empty(cls, cards: FeatureCards) -> Beside:
         """No partners yet."""
         latents, count, width = cards.top.tokens.shape
-        return cls([""] * latents, torch.full((latents,), -1), torch.zeros(latents, count, max(1, width)), cards)
+        acts = torch.zeros(latents, count + cards.lower.value.shape[1], max(1, width))
+        return cls([""] * latents, torch.full((latents,), -1), acts, cards)
 
     def read(self, client: str, theirs: FeatureCards, links: torch.Tensor) -> None:
         """Partners `links [m, 2]` (own latent, theirs) of one other client."""
@@ -45,12 +46,15 @@ class Beside:
         for j in own.tolist():
             self.client[j] = client
         self.latent[own] = other
-        top = self.cards.top
-        known = torch.nonzero(top.value[own] > -torch.inf)
+        value, inputs, position = (
+            torch.cat([getattr(self.cards.top, name)[own], getattr(self.cards.lower, name)[own]], 1)
+            for name in ("value", "input", "position")
+        )
+        known = torch.nonzero(value > -torch.inf)
         if not len(known) or theirs.half != self.cards.half:
             return
         row, place = known.unbind(1)
-        where = (top.input[own[row], place], top.position[own[row], place].long())
+        where = (inputs[row, place], position[row, place].long())
         codes = theirs.source.read(other[row], *where, self.cards.half)
         scale = theirs.max[other[row]].clamp_min(1e-30)
         self.acts[own[row], place] = (codes / scale[:, None]).nan_to_num(0).clamp(0, 1)
@@ -67,9 +71,9 @@ def feature_rows(
     """One row per latent, null where it never fires.
 
     A row: histogram `[first bin, bars]`, position profile, classes `[[class, share]]`, outputs raised and lowered
-    `[[string, value]]`, neighbours `[[latent, cosine]]`, columns `[[string, deviation]]`, the partner `[client, latent]`
-    and contexts `[kind, input, position, value, middle, tokens, acts, the partner's acts]`. Bars, shares and acts are
-    0 to 255; an input of `known` pictures only.
+    `[[string, value]]`, neighbours `[[latent, cosine]]`, columns `[[string, deviation]]`, the partner `[client,
+    latent]` and contexts `[kind, input, position, value, middle, tokens, acts, the partner's acts]`. Bars,
+    shares and acts are 0 to 255; only inputs of `known` pictures have contexts.
     """
     table = np.zeros(0, dtype=np.int64)
     if card.top.tokens.shape[2] and len(card.alive):
@@ -103,23 +107,32 @@ def _row(
     if card.columns is not None:
         pairs = zip(card.columns.index[j].tolist(), card.columns.deviation[j].tolist())
         unusual = [[strings.add(column_name(columns, i)), _short(z)] for i, z in pairs if i >= 0]
-    partner = None if beside is None or not beside.client[j] else [clients.index(beside.client[j]), int(beside.latent[j])]
+    partner = None
+    if beside is not None and beside.client[j]:
+        partner = [clients.index(beside.client[j]), int(beside.latent[j])]
     near = zip(card.neighbours[j].tolist(), card.cosines[j].tolist())
     acts = beside.acts[j] if beside is not None and partner is not None else None
+    split = card.top.value.shape[1]
     return [
         _bars(card.histogram[j]), _positions(card, j), _profile(card, j),
         [[strings.add(name), _short(v)] for name, v in effect["raised"]],
         [[strings.add(name), _short(v)] for name, v in effect["lowered"]],
         [[i, _short(c)] for i, c in near if i >= 0], unusual, partner,
         [
-            *_contexts(0, card.top, j, float(card.max[j]), table, seen, acts),
-            *_contexts(1, card.lower, j, float(card.max[j]), table, seen, None),
+            *_contexts(0, card.top, j, float(card.max[j]), table, seen, None if acts is None else acts[:split]),
+            *_contexts(1, card.lower, j, float(card.max[j]), table, seen, None if acts is None else acts[split:]),
         ],
     ]  # fmt: skip
 
 
 def _contexts(
-    kind: int, found: Contexts, j: int, top: float, table: np.ndarray, seen: set[int] | None, beside: torch.Tensor | None
+    kind: int,
+    found: Contexts,
+    j: int,
+    top: float,
+    table: np.ndarray,
+    seen: set[int] | None,
+    beside: torch.Tensor | None,
 ) -> list[Any]:
     rows = []
     values, inputs, positions = found.value[j].tolist(), found.input[j].tolist(), found.position[j].tolist()

@@ -23,7 +23,8 @@ def words_of(card: FeatureCards, strings: Strings, columns: Sequence[str] = ()) 
         for j in range(latents):
             for k in range(min(count, len(index[j]))):
                 if index[j][k] >= 0 and abs(deviation[j][k]) > UNUSUAL:
-                    found[j, k] = strings.add(f"{column_name(columns, index[j][k])} {'↑' if deviation[j][k] > 0 else '↓'}")
+                    arrow = "↑" if deviation[j][k] > 0 else "↓"
+                    found[j, k] = strings.add(f"{column_name(columns, index[j][k])} {arrow}")
         return found
     if not card.top.tokens.shape[2]:
         return found
