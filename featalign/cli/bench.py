@@ -183,3 +183,34 @@ def bench_match(
         typer.echo(json.dumps(asdict(row), indent=2))
     else:
         print_table(list(table_rows([row])))
+
+
+@bench.command("fusion")
+def bench_fusion(
+    pair: list[str] = typer.Option(
+        None, metavar="NAME", help="mnist-mlp, digits-resnet20, digits-vit, characters.  [default: all]"
+    ),
+    method: list[str] = typer.Option(
+        None, metavar="NAME", help="Registered methods.  [default: all that need no dictionary]"
+    ),
+    seeds: int = typer.Option(1, help="Repetitions; seed s trains pairs of its own."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Every fusion method on four small pairs of networks: score, seconds, memory, before and after the refit."""
+    import json
+
+    from featalign.bench.fusion import fusion
+
+    if seeds < 1:
+        raise BadOption(f"--seeds {seeds}; give at least 1")
+    result = fusion(pair or (), method or (), seeds, progress=not quiet)
+    if figure is not None:
+        from featalign.plots.fusion import methods_table
+
+        methods_table(result.to_frame()).write_html(figure)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        print_rows(result.to_frame().to_dict("records"), False)
