@@ -209,6 +209,8 @@ def test_networks_alone_train_their_dictionaries(tmp_path):
     loaded = fa.dictionaries.load(tmp_path / "run" / "dictionaries" / "left" / "hidden")
     assert loaded.metadata["hook_name"] == "hidden"
     assert found.quality["client"].tolist() == ["left", "left", "right", "right"]
+    assert found.widgets["browser"]["clients"] == ["left", "right"] and not found.facts["notes"]
+    assert "inputs that drive it most" in found.page()
 
 
 def test_masked_tokens_are_no_rows():
