@@ -50,7 +50,7 @@ class Layer:
         seen: what each held row saw of its input, and whether its columns mean something by themselves.
         measured_on: held-out, or training where no rows were held out.
         budget: of its dictionaries; given: a basis to diagnose instead of the first seed's.
-        hook_name: that dictionaries of it are saved with.
+        place: what its dictionaries record of where they belong (`spaces.naming.provenance`).
         bases: by network; seeds: of the model, one per seed; matches: of the first with each other.
         rows: of the frames.
     """
@@ -65,7 +65,7 @@ class Layer:
     config: DiagnoseConfig
     measured_on: str = "held-out"
     given: Basis | None = None
-    hook_name: str = ""
+    place: Mapping[str, Any] = field(default_factory=dict)
     bases: dict[str, Any] = field(default_factory=dict)
     seeds: list[Any] = field(default_factory=list)
     matches: list[Any] = field(default_factory=list)
@@ -117,7 +117,7 @@ class Layer:
         shape: dict[str, Any] = {"width": self.budget.width, "k": self.budget.k, "steps": self.budget.steps}
         if self.given is not None:
             shape |= {"width": len(self.given.atoms), "k": _k_of(self.given, acts)}
-        facts = {"space": self.name, "client": MODEL, "hook_name": self.hook_name or self.name}
+        facts = {"space": self.name, "client": MODEL, **self.place}
         trained, torn = _quiet(
             train_many, [acts, shuffled_samples(acts)], seeds=config.seeds, metadata=[facts, facts], **shape
         )

@@ -20,7 +20,7 @@ from featalign.dictionaries import Dictionary, as_basis
 from featalign.dictionaries.preflight import inspect
 from featalign.errors import FeatalignError, ProbeError, TaskError
 from featalign.spaces.graph import Space
-from featalign.spaces.naming import hook_name_of
+from featalign.spaces.naming import provenance
 from featalign.spaces.splice import splice
 from featalign.studies.diagnose.budget import Budget
 from featalign.studies.diagnose.cards import Cards
@@ -271,7 +271,7 @@ def _layer(
     return Layer(
         space.name, space.size, {name: rows[site] for name, rows in train.rows.items()},
         {name: rows[site] for name, rows in seen.rows.items()}, labels, embedded(held, origins), budget, config,
-        "training" if same else "held-out", bare, hook_name=hook_name_of(cohort.modules[0], site),
+        "training" if same else "held-out", bare, provenance(cohort.modules[0], site, held),
     )  # fmt: skip
 
 
