@@ -31,7 +31,7 @@ from featalign.studies.diagnose.places import check_bases, chosen_spaces
 from featalign.studies.diagnose.reading import ROWS, Reading, embedded, read
 from featalign.studies.diagnose.result import DiagnoseResult
 from featalign.studies.diagnose.rows import FunctionRow, LayerRow
-from featalign.studies.diagnose.verdicts import MODEL, WEIGHTS
+from featalign.studies.diagnose.verdicts import DRAW, MODEL, WEIGHTS
 
 FEWEST = 40  # inputs below which nothing is worth starting
 SPLICED = 2000  # inputs that loss recovered is measured on
@@ -148,7 +148,9 @@ def _diagnose(
     chosen, skipped = chosen_spaces(cohort, config.spaces, tuple(bases))
     check_bases(cohort, bases)
     budgets = _budgets(cohort, chosen, source, config, bases, skipped)
-    every = {MODEL: cohort.modules[0], WEIGHTS: shuffled_weights(cohort.modules[0], source)}
+    every = {MODEL: cohort.modules[0]}
+    for draw in range(config.draws):
+        every[f"{DRAW}{draw + 1}" if draw else WEIGHTS] = shuffled_weights(cohort.modules[0], source, draw)
     every |= dict(zip(cohort.names[1:], cohort.modules[1:]))
     chosen = [space for space in chosen if space.name in budgets]
     sites = [space.after for space in chosen]
