@@ -20,6 +20,7 @@ _VERBS = {
     "diagnose": "featalign.studies.diagnose.run",
     "federate": "featalign.studies.federate.run",
     "load": "featalign.studies.result",
+    "match": "featalign.studies.match.run",
 }
 _PACKAGES = (
     *("data", "clients", "spaces", "toy", "dictionaries", "transport"),

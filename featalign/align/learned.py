@@ -16,8 +16,7 @@ from torch import nn
 
 from featalign.align.heads import attention_layers, gauged_state
 from featalign.align.linear import polar
-from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.weights import ROTATIONS
+from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
 from featalign.errors import SpaceMismatch
 from featalign.spaces.apply import moved_state, rebuilt
 from featalign.spaces.graph import Space, SpaceGraph, Symmetry

@@ -19,6 +19,7 @@ from featalign.cli.data import data
 from featalign.cli.doctor import doctor
 from featalign.cli.federate import federate
 from featalign.cli.fuse import fuse
+from featalign.cli.match import match
 from featalign.cli.output import print_table
 from featalign.cli.toy import toy
 from featalign.errors import FeatalignError
@@ -44,6 +45,7 @@ app.add_typer(federate, name="federate")
 app.add_typer(cache, name="cache")
 app.command("doctor")(doctor)
 app.command("fuse")(fuse)
+app.command("match")(match)
 
 
 @app.command("compare")
@@ -74,7 +76,9 @@ def compare(
     ),
     epochs: int = typer.Option(None, help="Passes of client training.  [default: the family's recipe]"),
     probe: int = typer.Option(None, help="Number of unlabelled inputs that all clients share.  [default: 400]"),
-    augment: str = typer.Option(None, help="Extension of the probe: shift-mix, gaussian, none.  [default: shift-mix]"),
+    augment: str = typer.Option(
+        None, help="Extension of the probe: blend, shift-mix, gaussian, none.  [default: blend]"
+    ),
     mixing: float = typer.Option(
         None, help="Weight of the first client, 0 to 1; the others share the rest.  [default: equal weights]"
     ),

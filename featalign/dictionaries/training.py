@@ -66,7 +66,7 @@ def train(
     the samples is held out for `quality`. Source: Gao et al. 2024 (arXiv:2406.04093).
     """
     wanted: dict[str, Any] = {"width": width, "k": k, "steps": steps, "batch_size": batch_size, "lr": lr}
-    wanted["allow_narrow"] = allow_narrow
+    wanted["allow_narrow"] = allow_narrow or start is not None
     if start is not None:
         wanted |= {"width": width or start.width, "k": k or start.k}
     if trainer == "sae-lens":
@@ -78,7 +78,7 @@ def train(
     if trainer != "featalign":
         raise BadOption(f"trainer '{trainer}'; choose 'featalign' or 'sae-lens'")
     return train_many(
-        [activations], architecture, (seed,), [metadata or {}], [targets], progress, checkpoint, [start], log, **wanted
+        [activations], architecture, (seed,), [metadata or {}], [targets], progress, checkpoint, log, [start], **wanted
     )[0][0]
 
 
@@ -90,16 +90,16 @@ def train_many(
     targets: Sequence[Activations | None] | None = None,
     progress: bool = False,
     checkpoint: Path | str | None = None,
-    starts: Sequence[Dictionary | None] | None = None,
     log: Log | None = None,
+    starts: Sequence[Dictionary | None] | None = None,
     **wanted: Any,
 ) -> list[list[Dictionary]]:
     """Train `len(seeds)` dictionaries for each activation tensor; those of equal shape run in one program.
 
     Returns one list of dictionaries (in the order of `seeds`) per entry of `activations`; `starts` are dictionaries to
     go on from, one per entry. `wanted` takes the options of `train`: width, k, steps, batch_size, lr, allow_narrow. A
-    dictionary's numbers do not depend on what it was trained beside, up to float rounding. `log` receives metrics
-    under `client.space.seed/`, of one dictionary plainly.
+    dictionary's numbers do not depend on what it was trained beside, up to float rounding. `log` receives metrics under
+    `client.space.seed/`, of one dictionary plainly.
     """
     metadata = metadata or [{} for _ in activations]
     metadata = [{**recorded(acts), **facts} for acts, facts in zip(activations, metadata)]

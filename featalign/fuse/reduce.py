@@ -21,7 +21,7 @@ from featalign.align.maps import ROTATIONS, SpaceMap
 from featalign.align.pool import reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
 from featalign.fuse.problem import FusionProblem
-from featalign.fuse.refit import readout_target
+from featalign.fuse.readout import readout_target
 from featalign.fuse.writers import Writer, written
 from featalign.spaces.capture import fitting_batch, kept, stream, units_last
 from featalign.spaces.graph import Axis, Site, Space, Symmetry

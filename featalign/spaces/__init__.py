@@ -8,6 +8,7 @@ from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetr
 from featalign.spaces.moments import CrossMoments
 from featalign.spaces.naming import check_hook, hook_name_of, provenance, resolve_site, same_place, sites
 from featalign.spaces.nonlinear import apply_nonlinearity
+from featalign.spaces.pruning import prune
 from featalign.spaces.splice import Splice, splice
 from featalign.spaces.store import ActivationStore
 from featalign.spaces.tracing import trace
@@ -31,6 +32,7 @@ __all__ = [
     "hook_name_of",
     "moved",
     "provenance",
+    "prune",
     "rebuilt",
     "resolve_site",
     "same_place",

@@ -27,7 +27,8 @@ class NextToken(Task):
     metrics: tuple[Metric, ...] = field(default=(Metric("loss", "nats", False), Metric("accuracy", "%")), repr=False)
 
     name: ClassVar[str] = "next-token"
-    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits")
+    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits", "cross-entropy")
+    fitted_heads: ClassVar[tuple[str, ...]] = ("cross-entropy",)
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
@@ -95,3 +96,6 @@ class NextToken(Task):
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
         return Classification().divergence(outputs, ensemble)
+
+    def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return Classification().head_loss(outputs, target)

@@ -28,10 +28,11 @@ from featalign.studies.diagnose.config import DiagnoseConfig, DiagnoseRunConfig
 from featalign.studies.diagnose.controls import shuffled_weights
 from featalign.studies.diagnose.layer import Layer
 from featalign.studies.diagnose.places import check_bases, chosen_spaces
-from featalign.studies.diagnose.reading import ROWS, Reading, embedded, read
 from featalign.studies.diagnose.result import DiagnoseResult
 from featalign.studies.diagnose.rows import FunctionRow, LayerRow
+from featalign.studies.diagnose.seen import embedded
 from featalign.studies.diagnose.verdicts import DRAW, MODEL, WEIGHTS
+from featalign.studies.features.reading import ROWS, Reading, read
 
 FEWEST = 40  # inputs below which nothing is worth starting
 SPLICED = 2000  # inputs that loss recovered is measured on
@@ -142,6 +143,7 @@ def _diagnose(
 
     if len(source) < FEWEST:
         raise ProbeError(f"{len(source)} inputs; a diagnosis needs at least {FEWEST} to train and to hold out")
+    looked = source if held is None else held
     source, held = _split(source, held, config)
     cohort, notes = _cohort(networks, names, source, held, task, class_names, tokenizer, config)
     bases = {name: as_basis(basis) for name, basis in dictionaries.items()}
@@ -157,7 +159,7 @@ def _diagnose(
     train = read(every, source, sites)
     same = held is source
     seen = train if same else read(every, held, sites, seed=1)
-    cards = Cards(cohort, source, held, train, seen, tokenizer)
+    cards = Cards(cohort, looked, seen, tokenizer)
     frames: dict[str, Any] = {}
     shown: dict[str, Any] = {}
     for space in tqdm(chosen, disable=not progress, desc="layers"):
@@ -175,7 +177,7 @@ def _diagnose(
         "task": cohort.task.name,
         "inputs": len(source),
         "held_out": 0 if same else len(held),
-        "inputs_of_cards": cards.count,
+        "inputs_of_cards": len(cards.inputs),
         "partners": list(names[1:]),
         "notes": list(dict.fromkeys([*notes, *cohort.notes])),
     }
