@@ -32,6 +32,7 @@ from featalign.studies.diagnose.config import MEASURED, DiagnoseConfig
 from featalign.studies.diagnose.controls import shuffled_samples
 from featalign.studies.diagnose.rows import DictionaryRow, FeatureRow, LayerRow, MeasureRow, SweepRow, UnitRow
 from featalign.studies.diagnose.verdicts import DRAW, MODEL, RANDOM, RANDOM_WEIGHTS, SAMPLES, WEIGHTS
+from featalign.tracking import Log
 
 CLASS_ROWS = 6000
 DRIVEN = 256  # units whose driving inputs are looked at, those that carry the fewest features first
@@ -50,6 +51,7 @@ class Layer:
         measured_on: held-out, or training where no rows were held out.
         budget: of its dictionaries; given: a basis to diagnose instead of the first seed's.
         place: what its dictionaries record of where they belong (`spaces.naming.provenance`).
+        log: receives the metrics of the model's dictionaries.
         bases: by network; seeds: of the model, one per seed; matches: of the first with each other.
         rows: of the frames.
     """
@@ -65,6 +67,7 @@ class Layer:
     measured_on: str = "held-out"
     given: Basis | None = None
     place: Mapping[str, Any] = field(default_factory=dict)
+    log: Log | None = None
     bases: dict[str, Any] = field(default_factory=dict)
     seeds: list[Any] = field(default_factory=list)
     matches: list[Any] = field(default_factory=list)
@@ -124,7 +127,12 @@ class Layer:
             shape |= {"width": len(self.given.atoms), "k": _k_of(self.given, acts)}
         facts = {"space": self.name, "client": MODEL, **self.place}
         trained, torn = _quiet(
-            train_many, [acts, shuffled_samples(acts)], seeds=config.seeds, metadata=[facts, facts], **shape
+            train_many,
+            [acts, shuffled_samples(acts)],
+            seeds=config.seeds,
+            metadata=[facts, {**facts, "client": SAMPLES}],
+            log=self.log,
+            **shape,
         )
         self.seeds = list(trained) if self.given is None else [self.given, *trained[1:]]
         for seed, basis in zip(config.seeds, self.seeds):
