@@ -118,7 +118,7 @@ def choose_options(
         grid: candidates by option.
         make: the fused network of a problem and options.
     """
-    wanted = [name for name, value in options.items() if value == AUTO]
+    wanted = [name for name, value in options.items() if name in grid and value == AUTO]
     if not wanted:
         return dict(options), []
     fewer, held_out = parted(problem)
