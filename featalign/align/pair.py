@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -133,6 +133,12 @@ class Pair:
             return pooled_moments(*clients.modules, clients.probe, sites, self.target.whole_sites, streamed)
 
         return clients.memory.get("stream", (*clients.modules, clients.probe, self.name), make)
+
+    def within(self, side: int) -> CrossMoments:
+        """Joint moments of the source (0) or the target (1) with itself: `covariance_ab` is what its units share."""
+        module, graph, place = (each[side] for each in (self.clients.modules, self.clients.graphs, self.clients.index))
+        alone = replace(self.clients, modules=(module,) * 2, graphs=(graph,) * 2, index=(place,) * 2, bases={})
+        return Pair(alone, self.name).moments
 
     @property
     def silent(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -103,9 +103,13 @@ class Batch:
         if not named or self.args:
             return set()
         parameters = inspect.signature(module.forward).parameters.values()
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return set()
-        return named - {parameter.name for parameter in parameters}
+        unknown = named - {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return unknown
+        plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        first = next((parameter for parameter in parameters if parameter.kind in plain), None)
+        required = first is not None and first.default is first.empty
+        return unknown & {"input_ids"} if required else set()  # the rest goes on to the network that is wrapped
 
     def _suited(self, unknown: set[str]) -> Batch:
         args = (self.kwargs["input_ids"],) if "input_ids" in unknown else ()

@@ -128,6 +128,10 @@ class Task:
         """Loss of every example, token or element that counts, `[elements]`."""
         raise NotImplementedError
 
+    def smoothed_loss(self, outputs: torch.Tensor, targets: Any, share: float) -> torch.Tensor:
+        """The loss `[elements]` for targets of which a share is spread evenly; raises `BadOption` without classes."""
+        raise BadOption(f"task '{self.name}' has no classes to smooth labels over; train with label_smoothing = 0")
+
     def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor | float]:
         """Each metric's values `[elements]`, or its mean over the batch."""
         return {self.metric.name: self.loss(outputs, targets)}
@@ -173,6 +177,11 @@ class Task:
         """Raise `BadOption` for a readout target that the task does not have."""
         if head not in (None, *self.heads):
             raise BadOption(f"head '{head}' of task '{self.name}'; choices: {', '.join(self.heads)}, none")
+
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        """How far a network's outputs are from those of an ensemble (`combine`), one number with gradients."""
+        wanted = ensemble.to(outputs)
+        return (self.head_loss(outputs, wanted) - self.head_loss(wanted, wanted)).mean()
 
     def labels(self, targets: Any) -> torch.Tensor | None:
         """One class per sample `[samples]`, for measures of selectivity; None where the task has no classes."""

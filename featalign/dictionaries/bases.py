@@ -11,7 +11,7 @@ import torch
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.preflight import default_k
 from featalign.dictionaries.quality import assess
-from featalign.dictionaries.rows import Activations, as_rows, check_finite
+from featalign.dictionaries.rows import Activations, check_finite, held_rows
 from featalign.errors import DictionaryError, SpaceMismatch
 
 
@@ -42,7 +42,7 @@ class LinearBasis:
 
 
 def _finite_rows(activations: Activations) -> torch.Tensor:
-    rows = as_rows(activations).float()
+    rows = held_rows(activations)
     check_finite(rows)
     return rows
 
@@ -116,7 +116,7 @@ def random_dictionary(
 
     Atoms are random unit vectors, codes the k largest projections times the one gain that explains most.
     """
-    rows = as_rows(activations, metadata).float()
+    rows = held_rows(activations, metadata)
     facts = {"basis": "random", "seed": seed, **(metadata or {})}
     k = min(default_k(rows.shape[1]) if k is None else k, width)
     atoms = random_atoms(width, rows.shape[1], torch.Generator().manual_seed(seed))

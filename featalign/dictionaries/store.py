@@ -20,6 +20,7 @@ from featalign.dictionaries.preflight import DictionaryWarning
 from featalign.dictionaries.training import train
 from featalign.spaces.capture import collect
 from featalign.spaces.graph import Site, Space, SpaceGraph
+from featalign.spaces.naming import hook_name_of
 
 VERSION = 3  # raise it when a change to training changes trained dictionaries
 SAMPLES = 20_000  # activations per dictionary; more do not help at these widths
@@ -103,8 +104,9 @@ def _train(
                 k=k or None,
                 seed=seed,
                 steps=steps,
-                metadata={"client": name, "space": space.name, "hook_name": str(space.after)},
+                metadata={"client": name, "space": space.name, "hook_name": hook_name_of(client, space.after)},
                 targets=post if transcodes else None,
+                allow_narrow=True,  # the page of a comparison says how narrow
             )
     return trained
 

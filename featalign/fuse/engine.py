@@ -93,7 +93,7 @@ def _solve(
 ) -> FusionResult:
     """Propose, apply the rule, repair, refit."""
     proposal = propose(problem, method, options)
-    ready = proposal.module is not None
+    ready = proposal.module is not None and proposal.complete
     module = apply_rule(problem, proposal.alignments) if proposal.module is None else copy.deepcopy(proposal.module)
     with_refit = not ready and (entry.refit == "required" or (refit and entry.refit != "none"))
     with_repair = not ready and proposal.statistics and (is_deep(problem) if repair is None else repair)

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from featalign.errors import SpaceMismatch
 from featalign.measure.arrays import rows
+from featalign.measure.crosscoder import norm_shares
 from featalign.measure.score import Score, mean_score
 
 SHARED = 0.7  # cosine from which two latents count as the same
@@ -96,9 +97,7 @@ def relative_norms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     `a [F, n]` and `b [F, m]` are the clients' blocks of a joint dictionary (Lindsey et al. 2024).
     """
-    if len(a) != len(b):
-        raise SpaceMismatch(f"{len(a)} and {len(b)} latents; pass the blocks of one joint dictionary")
-    return b.norm(dim=1) / (a.norm(dim=1) + b.norm(dim=1)).clamp_min(1e-12)
+    return norm_shares((a, b))[1].to(a.dtype)
 
 
 def cycle_consistency(matches: Sequence[np.ndarray], seed: int = 0) -> Score:

@@ -89,6 +89,10 @@ class Classification(Task):
         logits, labels = self._rows(outputs, targets)
         return F.cross_entropy(logits, labels, reduction="none")
 
+    def smoothed_loss(self, outputs: torch.Tensor, targets: Any, share: float) -> torch.Tensor:
+        logits, labels = self._rows(outputs, targets)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=share)
+
     def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor]:
         logits, labels = self._rows(outputs, targets)
         return {
@@ -152,6 +156,10 @@ class Classification(Task):
             share = torch.where(total > 0, spoken / total.clamp_min(1e-300), share)  # a class nobody saw: as without
         mixed = torch.stack([w * z.double().softmax(-1) for w, z in zip(share, logits)]).sum(0)
         return mixed / mixed.sum(-1, keepdim=True)
+
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        """Kullback-Leibler divergence of the network's softmax from the ensemble's, in nats per row."""
+        return super().divergence(self._logits(outputs), self._logits(ensemble))
 
     def labels(self, targets: Any) -> torch.Tensor | None:
         found = self._labels(targets)

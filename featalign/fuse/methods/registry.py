@@ -31,6 +31,8 @@ class Proposal:
             left out, and the alignments tell how the clients relate.
         statistics: whether those of the fused network are to be corrected by the parents'; units that come whole from
             one client bring their own.
+        complete: whether `module` is left as it is; else it takes the place of the rule's average, and repair and refit
+            follow.
     """
 
     alignments: tuple[Alignment, ...]
@@ -40,6 +42,7 @@ class Proposal:
     matches: Mapping[tuple[int, str], FeatureMatch] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
+    complete: bool = True
 
 
 @dataclass(frozen=True)
