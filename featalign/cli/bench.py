@@ -164,6 +164,27 @@ def bench_barrier(
         typer.echo("parents {:.3f} and {:.3f} nats".format(*parents(result)))
 
 
+@bench.command("match")
+def bench_match(
+    latents: int = typer.Option(2048, help="Latents of either client."),
+    samples: int = typer.Option(100_000, help="Rows of shared inputs."),
+    active: int = typer.Option(32, help="Latents active per row."),
+    shuffled: bool = typer.Option(True, help="Also match after shuffling: how many pairs are left."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Planted sparse codes of two clients: time, memory, and what is found of pairs, splits and own features."""
+    import json
+    from dataclasses import asdict
+
+    from featalign.bench.match import match_row, table_rows
+
+    row = match_row(latents, samples, active, shuffled)
+    if as_json:
+        typer.echo(json.dumps(asdict(row), indent=2))
+    else:
+        print_table(list(table_rows([row])))
+
+
 @bench.command("fusion")
 def bench_fusion(
     pair: list[str] = typer.Option(

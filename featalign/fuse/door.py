@@ -103,6 +103,10 @@ def fuse(
             device=device,
         )  # fmt: skip
         cohort.task.check_head(None if head == "none" else head)
+        sizes = [len(module.state_dict()) for module in modules]
+        layouts = [
+            layouts[sizes.index(max(sizes))] if size < max(sizes) else layout for size, layout in zip(sizes, layouts)
+        ]
         problem = FusionProblem(cohort, _mixing(mixing, len(cohort)), place)
         if open_place:
             place = nearest_client(cohort, problem.mixing)
@@ -160,6 +164,13 @@ def _networks(
         layouts.append(layout)
     named = len(set(names)) == len(clients)
     return modules, layouts, tuple(names) if named else ()
+
+
+def _deepest(modules: Sequence[nn.Module], layouts: Sequence[Layout]) -> list[Layout]:
+    """Layouts of the fused network by reference: clients of unequal depth all get that of the deepest."""
+    sizes = [len(module.state_dict()) for module in modules]
+    whole = layouts[sizes.index(max(sizes))]
+    return [layout if size == max(sizes) else whole for size, layout in zip(sizes, layouts)]
 
 
 def _reference(reference: int | str, names: Sequence[str], count: int) -> int | str:

@@ -17,7 +17,7 @@ from featalign.fuse import METHODS, ledger
 from featalign.fuse.fates import fates
 from featalign.spaces import apply_nonlinearity
 from featalign.spaces.graph import Space
-from featalign.studies.compare.browser import Browser
+from featalign.studies.compare.features import Features
 from featalign.studies.compare.rows import FateRow, FeatureRow, LedgerRow, MatchRow, SpaceRow
 from featalign.studies.compare.trial import Trial
 
@@ -34,7 +34,7 @@ def measure_spaces(trial: Trial, tokenizer: Any = None) -> None:
         return
     _ledgers(trial)
     _fates(trial)
-    browser = Browser(trial, tokenizer)
+    features = Features(trial, tokenizer)
     for space in problem.graph.hidden:
         first = problem.graphs[0][space.name]
         row = SpaceRow(trial.seed, space.name, space.size, first.size, str(space.symmetry))
@@ -44,14 +44,14 @@ def measure_spaces(trial: Trial, tokenizer: Any = None) -> None:
             row = replace(row, note="it is seen only beside other hidden spaces, where samples do not correspond")
         else:
             try:
-                row = _space(trial, space, row, browser)
+                row = _space(trial, space, row, features)
             except FeatalignError as error:
                 row = replace(row, note=str(error))
         trial.add("spaces", row)
-    trial.browser = browser.content()
+    trial.browser = features.content()
 
 
-def _space(trial: Trial, space: Space, row: SpaceRow, browser: Browser) -> SpaceRow:
+def _space(trial: Trial, space: Space, row: SpaceRow, features: Features) -> SpaceRow:
     """Matches in both bases, the regime, and what units carry."""
     problem = trial.problem
     found = trial.trained.get("dictionaries", {}).get(space.name, {})
@@ -66,7 +66,7 @@ def _space(trial: Trial, space: Space, row: SpaceRow, browser: Browser) -> Space
             feature = pair.match
             _match(trial, space, "feature", feature)
             trial.add("features", *_features(trial.seed, space.name, feature))
-            browser.space(space, pair_bases, feature)
+            features.space(space, pair_bases, feature)
         except FeatalignError as error:
             note = f"features: {error}"
     pre, post, target = _rows(pair)

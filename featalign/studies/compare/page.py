@@ -209,15 +209,14 @@ def _three(value: float) -> str:
 def _browser(result: CompareResult) -> Section | None:
     if "browser" not in result.widgets:
         return None
-    profile = ", its class profile" if result.widgets["browser"]["classes"] else ""
     words = (
-        "Click a pair of latents that the feature plan matched: the evaluation inputs that drive it most in each "
-        "client{}, its match score. Under <i>only in</i> are latents without a partner: what one client knows and the "
-        "other does not. Strongest latents first{}."
+        "Every latent of the first client and of the reference: the pairs that the feature plan matched, and what has "
+        "no partner above chance. Choose one for its card: the same evaluation inputs side by side, how often and how "
+        "strongly it fires, what it does to the outputs."
     )
-    first = "; first seed" if len(result.seeds) > 1 else ""
-    section = Section("Aligned-feature browser").text(rich(words, profile, first))
-    return section.widget("aligned-features", "browser", result.widgets["browser"])
+    first = " Of the first seed." if len(result.seeds) > 1 else ""
+    section = Section("Feature browser").text(words + first)
+    return section.widget("features", "browser", result.widgets["browser"])
 
 
 def _fates(result: CompareResult) -> Section | None:
