@@ -38,9 +38,9 @@ def learned(
     """Permutations and rotations learned by gradient: the average is to do what the ensemble does on the probe.
 
     Every client is aligned to the reference by the matcher `start`; then `updates` of Adam at rate `lr`, on `batch`
-    inputs each, lower the divergence of `(1 - t) B + t S(A)` from the ensemble of both at the same weights, `t` drawn within
-    `spread / 2` of one half. What comes back are exact symmetries. Source: Theus et al. 2025, with the ensemble in
-    place of labels.
+    inputs each, lower the divergence of `(1 - t) B + t S(A)` from the ensemble of both at the same weights, `t` drawn
+    within `spread / 2` of one half. What comes back are exact symmetries. Source: Theus et al. 2025, with the ensemble
+    in place of labels.
     """
     for name, value, low in (("updates", updates, 0), ("batch", batch, 1)):
         if value < low:
