@@ -72,7 +72,8 @@ def moment_refit(
         alpha: factor on what lies off the diagonal of every Gram matrix, between 0 and 1 (RegMean, section 3.2).
 
     Layers that a Gram matrix is missing of keep the rule's weights. Shares explained are of uncentred energy. Raises
-    `BadOption` for a ridge that is not positive, another alpha and maps with a shift, `SpaceMismatch` for moments of another shape.
+    `BadOption` for a ridge that is not positive, another alpha and maps with a shift, `SpaceMismatch` for moments of
+    another shape.
     """
     if not 0 < ridge < float("inf"):
         raise BadOption(f"ridge = {ridge}; give a positive finite number, relative to each layer's Gram matrix")
