@@ -74,7 +74,9 @@ def test_numbers_are_what_their_definitions_say(given, result):
     slope = float(((a - a.mean()) * (b - b.mean())).mean() / a.var(unbiased=False))
     assert row["gain"] == pytest.approx(slope, rel=1e-4)
     assert row["overlap"] == pytest.approx(float(((a > 0) & (b > 0)).sum() / ((a > 0) | (b > 0)).sum()))
-    latent = result.features[(result.features["client"] == "A") & (result.features["latent"] == row["latent_a"])].iloc[0]
+    latent = result.features[(result.features["client"] == "A") & (result.features["latent"] == row["latent_a"])].iloc[
+        0
+    ]
     assert latent["density"] == pytest.approx(float((a > 0).double().mean()))
     assert latent["mean"] == pytest.approx(float(a[a > 0].mean()), rel=1e-5) and latent["max"] == float(a.max())
 
