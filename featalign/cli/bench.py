@@ -124,7 +124,9 @@ def bench_vision(
     model: list[str] = typer.Option(["vgg11", "resnet20"], metavar="NAME", help="Architectures."),
     seeds: int = typer.Option(1, help="Pairs of networks per architecture."),
     probe: int = typer.Option(400, help="Unlabelled pictures for matching, repair and refit."),
-    curve: bool = typer.Option(False, "--curve", help="Also score five mixing weights."),
+    method: list[str] = typer.Option(None, "--method", help="Methods to run.  [default: all without dictionaries]"),
+    epochs: int = typer.Option(None, help="Of training the networks.  [default: what one core manages in ten minutes]"),
+    curve: bool = typer.Option(False, "--curve", help="Also score four other mixing weights."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
@@ -133,7 +135,7 @@ def bench_vision(
     from featalign.bench.vision import vision
 
     shares = (0.1, 0.3, 0.7, 0.9) if curve else ()
-    result = vision(model, seeds=seeds, probe=probe, curve=shares, progress=not quiet)
+    result = vision(model, method or None, seeds, probe, curve=shares, epochs=epochs, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import fusion_table
 
