@@ -216,3 +216,25 @@ def bench_fusion(
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
         print_rows(result.to_frame().to_dict("records"), False)
+
+
+@bench.command("modes")
+def bench_modes(
+    dataset: str = typer.Option("digits", help="Data set that is dealt to the clients."),
+    clients: int = typer.Option(10, help="Number of clients."),
+    alpha: float = typer.Option(0.1, help="Concentration of the Dirichlet split."),
+    rounds: int = typer.Option(20, help="Rounds from a shared start."),
+    samples: int = typer.Option(0, help="Training samples that are dealt, from the first on; 0 for all."),
+    seed: int = typer.Option(0, help="Of split, initialisation and training."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of the cost of noise here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """What each way of aggregating asks of clients (weights, moments, sums, a probe), and what it reaches."""
+    from featalign.bench.modes import modes
+
+    frame = modes(dataset, clients, alpha, rounds, samples, seed=seed)
+    if figure is not None:
+        from featalign.plots.federated import noise_cost
+
+        noise_cost(frame).write_html(figure, include_plotlyjs=True)
+    print_rows(frame.astype(object).where(frame.notna(), None).to_dict("records"), as_json)

@@ -98,14 +98,18 @@ def drive(
     """Bring a server to so many rounds."""
     from tqdm.auto import tqdm
 
-    bar = tqdm(total=rounds, initial=server.round, desc="rounds", disable=not progress, leave=False)
-    while server.round < rounds:
-        orders = server.orders()
+    def ask(orders: Sequence[Order]) -> list[Report | Failure]:
+        """Where every client fails the first error is raised."""
         answers = list(engine(orders))
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         if failures and len(failures) == len(answers) and failures[0].error is not None:
             raise failures[0].error
-        row = server.close(orders, answers, engine)
+        return answers
+
+    bar = tqdm(total=rounds, initial=server.round, desc="rounds", disable=not progress, leave=False)
+    while server.round < rounds:
+        orders = server.orders()
+        row = server.close(orders, ask(orders), ask)
         if folder is not None:
             save_round(folder, server, getattr(engine, "controls", {}))
         bar.update()
