@@ -89,6 +89,7 @@ class VisionResult:
 
 
 VARIANTS = ((False, False), (True, False), (False, True), (True, True))  # repair, refit
+CURVES = ((True, False), (False, True))
 
 
 def vision(
@@ -104,8 +105,7 @@ def vision(
 
     The probe is unlabelled training pictures; matching and repair see them as they are, the refit sees `augmented`
     pictures made of them by shifting and mixing. Every method gets the same; `methods` defaults to all that
-    apply. `curve` lists further weights of the first parent at which every method is scored with repair and without
-    refit.
+    apply. `curve` lists further weights of the first parent at which every method is scored repaired, and refitted.
     """
     from featalign import data
 
@@ -159,6 +159,8 @@ def _pair(
                 result = solve(problem, method, refit=refitted, repair=repaired)
                 rows.append(row(result.name, result.module, seconds=result.seconds))
         for share in curve:
-            result = solve(problem.mixed((share, 1 - share)), method, repair=True)
-            rows.append(row(result.name, result.module, share))
+            for repaired, refitted in CURVES:
+                if refitted in REGISTERED[method].stages:
+                    result = solve(problem.mixed((share, 1 - share)), method, refit=refitted, repair=repaired)
+                    rows.append(row(result.name, result.module, share, result.seconds))
     return rows

@@ -33,7 +33,7 @@ def augmented(batch: Batch, flip: bool, shift: int, generator: torch.Generator) 
         mirrored = torch.rand(samples, 1, generator=generator) < 0.5
         columns = torch.where(mirrored, columns.flip(1), columns)
     chosen = pictures.permute(0, 2, 3, 1)[torch.arange(samples)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return replace(batch, args=(chosen.permute(0, 3, 1, 2), *batch.args[1:]))
+    return replace(batch, args=(chosen.permute(0, 3, 1, 2).contiguous(), *batch.args[1:]))
 
 
 def halved(batch: Batch) -> Batch:

@@ -43,7 +43,7 @@ class TrainConfig:
             for networks that read pictures of any size; a quarter of the cost.
         label_smoothing: share of the target spread evenly over classes (Szegedy et al. 2016).
         channels_last: convolutions run on `[samples, height, width, channels]` in memory, which is faster on most
-            processors; the trained network is laid out as usual.
+            processors, where all of them write a multiple of eight channels; the trained network is laid out as usual.
     """
 
     epochs: int = 10
@@ -131,11 +131,14 @@ def train(
         torch.manual_seed(seed)
         optimizer, schedule = _optimizer(module, config, max(steps, 1))
         draws = torch.Generator().manual_seed(seed)
-        module.train().to(memory_format=torch.channels_last if config.channels_last else torch.preserve_format)
+        layout = _layout(module, config)
+        if config.channels_last:
+            _laid_out(module, layout)
+        module.train()
         bar = tqdm(total=steps, desc=name, disable=not progress, leave=False)
         total, elements = 0.0, 0
         for step, batch in enumerate(_endless(source, config.batch_size, seed, steps), start=1):
-            batch = _prepared(batch, config, draws, coarse=step <= config.coarse * steps)
+            batch = _prepared(batch, config, draws, step <= config.coarse * steps, layout)
             loss, count = _step(module, batch, task, optimizer, config.label_smoothing)
             if count:
                 schedule.step()
@@ -154,7 +157,7 @@ def train(
         bar.close()
     module.eval()
     if config.channels_last:
-        module.to(memory_format=torch.contiguous_format)
+        _laid_out(module, torch.contiguous_format)
     check_finite(module, name)
     return losses
 
@@ -168,13 +171,31 @@ def _task(module: nn.Module, source: Inputs, task: Task | str | None) -> Task:
     return task_of(task, outputs, example)
 
 
-def _prepared(batch: Batch, config: TrainConfig, draws: torch.Generator, coarse: bool) -> Batch:
+def _layout(module: nn.Module, config: TrainConfig) -> torch.memory_format:
+    """How four-dimensional tensors lie in memory while the module trains.
+
+    oneDNN corrupts memory on some processors where convolutions with few channels run channels last.
+    """
+    narrow = any(isinstance(part, nn.Conv2d) and part.out_channels % 8 for part in module.modules())
+    return torch.channels_last if config.channels_last and not narrow else torch.contiguous_format
+
+
+def _laid_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Move the four-dimensional tensors of a module to a layout, in place."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+
+
+def _prepared(
+    batch: Batch, config: TrainConfig, draws: torch.Generator, coarse: bool, layout: torch.memory_format
+) -> Batch:
     """The batch as the network sees it in training."""
     batch = augmented(batch, config.flip, config.shift, draws)
     if coarse:
         batch = halved(batch)
     if config.channels_last:
-        batch = batch.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
+        batch = batch.map(lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t)
     return batch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -35,6 +36,7 @@ class Fusing:
         repair: of statistics; None as `fuse.solve` decides, and off for plain averages in rounds.
         head, ridge: of the refit.
         reference: None, or the index of the report into whose basis the others are moved.
+        calibrate: solve the readout of the fused network from sums over the clients, in a second exchange.
     """
 
     method: str = "vanilla"
@@ -44,6 +46,7 @@ class Fusing:
     head: str | None = None
     ridge: float = 1e-2
     reference: int | None = None
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         check(self)
@@ -54,11 +57,12 @@ class Fusing:
 
     @classmethod
     def of(cls, given: str | tuple[str, Mapping[str, Any]] | Fusing) -> Fusing:
-        """From a method's name, or `(name, options)` in which refit, repair, head, ridge and reference are ours."""
+        """From a method's name, or `(name, options)` whose entries may be fields of `Fusing` too."""
         if isinstance(given, Fusing):
             return given
         name, options = (given, {}) if isinstance(given, str) else given
-        ours = {key: options[key] for key in ("refit", "repair", "head", "ridge", "reference") if key in options}
+        names = [item.name for item in dataclasses.fields(cls) if item.name not in ("method", "options")]
+        ours = {key: options[key] for key in names if key in options}
         return cls(name, {key: value for key, value in options.items() if key not in ours}, **ours)
 
     @property
@@ -86,7 +90,7 @@ def fuse_reports(
     Raises what `fuse.solve` raises, and `BadOption` where a fused network does not fit the clients' layout.
     """
     if fusing.method == "vanilla" and not fusing.refit and not fusing.repair and shared:
-        fusing = Fusing(fusing.method, fusing.options, repair=False, reference=fusing.reference)
+        fusing = dataclasses.replace(fusing, repair=False)
         if _unfolded(federation):
             return average([report.weights for report in reports], mixing, server)
     with_server = shared and fusing.reference is None and "dictionaries" not in fusing.wants

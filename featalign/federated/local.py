@@ -18,6 +18,7 @@ from featalign.data.inputs import Inputs
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.store import cached_dictionaries
 from featalign.errors import BadOption
+from featalign.federated.calibrate import readout_moments
 from featalign.federated.federation import Federation
 from featalign.federated.messages import Order, Report, State
 from featalign.fuse.moments import client_moments
@@ -83,7 +84,7 @@ class Local:
 
 
 def update(federation: Federation, order: Order, local: Local, control: State | None = None) -> Report:
-    """Train the client that an order names, and make its report.
+    """Train the client that an order names, and make its report; without training, moments for a calibration.
 
     `control` is the client's own variate of SCAFFOLD, which only its change leaves.
     """
@@ -92,6 +93,10 @@ def update(federation: Federation, order: Order, local: Local, control: State | 
     module = federation.make(order.init_seed)
     if order.weights:
         module.load_state_dict(order.weights)
+    if not order.train:
+        moments = readout_moments(module, federation.task, federation.own[k])
+        spent = {"samples": float(len(federation.own[k])), "seconds": time.perf_counter() - began}
+        return Report(order.round, order.client, {}, moments=moments, statistics=spent)
     start = {name: value.detach().clone() for name, value in module.named_parameters()}
     zero = {name: torch.zeros_like(value) for name, value in start.items()}
     server, own = order.control or zero, control or zero

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,7 @@ from featalign.federated.fusing import Fusing
 from featalign.federated.local import Local, update
 from featalign.federated.messages import Failure, Order, Report, State
 from featalign.federated.result import FederatedResult
-from featalign.federated.server import Named, Server, Settings
-
-Engine = Callable[[Sequence[Order]], Iterable[Report | Failure]]
+from featalign.federated.server import Engine, Named, Server, Settings
 
 
 class InProcess:
@@ -64,7 +62,8 @@ def run(
 
     Args:
         select, weigh: names in `SELECTIONS` and `WEIGHINGS`, or `(name, options)`.
-        fuse: a fusion method, or `(name, options)`; refit (true, or "moments"), repair, head and ridge go with them.
+        fuse: a fusion method, or `(name, options)`; refit (true, or "moments"), calibrate, repair, head and ridge go
+            with them.
         local: algorithm and training of clients.
         folder: where every round is saved; with `resume` a run that was stopped goes on from its last complete round.
         engine: carries orders to clients and answers back; clients in this process by default.
@@ -105,7 +104,7 @@ def drive(
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         if failures and len(failures) == len(answers) and failures[0].error is not None:
             raise failures[0].error
-        row = server.close(orders, answers)
+        row = server.close(orders, answers, engine)
         if folder is not None:
             save_round(folder, server, getattr(engine, "controls", {}))
         bar.update()

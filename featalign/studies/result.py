@@ -103,6 +103,14 @@ class StudyResult:
         """The page as self-contained HTML text, which `save` writes as `report.html`."""
         raise NotImplementedError
 
+    def browser(self) -> Any:
+        """The page's feature browser for a notebook (anywidget); raises `BadOption` for results without features."""
+        from featalign.report.widget import feature_browser
+
+        if "browser" not in self.widgets:
+            raise BadOption(f"this result of '{self.kind}' has no features to browse")
+        return feature_browser(self.widgets["browser"])
+
     def save(self, folder: Path | str, overwrite: bool = False) -> Path:
         """Write the run folder, page included; it appears when complete. `load` reads it back.
 

@@ -54,7 +54,7 @@ def test_other_inputs_are_refused(inputs):
         augmented(Batch((inputs,)), True, 0, generator())
 
 
-@pytest.mark.parametrize("config", [ResNet20Config(width=0.25), VGGConfig(width=1 / 16, size=8)])
+@pytest.mark.parametrize("config", [ResNet20Config(width=0.5), VGGConfig(width=1 / 16, size=8)])
 def test_the_whole_recipe_trains_and_is_reproducible(config):
     recipe = TrainConfig(
         epochs=2, batch_size=16, lr=0.05, momentum=0.9, schedule="one-cycle", flip=True, shift=1, coarse=0.5,

@@ -44,7 +44,9 @@ def test_the_budget_is_in_the_quality_and_a_cap_is_said(x, tmp_path):
     with pytest.warns(fd.DictionaryWarning, match="width lowered to 48"):
         found = fd.train(x, 400, k=3, steps=3)
     assert found.quality.trained_on == 810 and found.quality.capped_from == 400
-    assert found.budget.startswith("810 rows of activations, 16.9 rows") and "capped by the data from 400" in found.budget
+    assert (
+        found.budget.startswith("810 rows of activations, 16.9 rows") and "capped by the data from 400" in found.budget
+    )
     assert fd.load(found.save(tmp_path / "d")).budget == found.budget
     plain = fd.train(x, 24, k=3, steps=3)
     assert "capped" not in plain.budget and plain.quality.capped_from == 0

@@ -29,7 +29,7 @@ def pruning(
     """How much does fusing the dense parent into a pruned network give back?"""
     dense = lab.whole(seed)[0]
     graph = trace(dense, lab.data.train_inputs[:2])
-    parts = [(criterion, None) for criterion in criteria]
+    parts: list[tuple[str, str | None]] = [(criterion, None) for criterion in criteria]
     if layers:
         parts += [(criteria[0], space.name) for space in graph.hidden]
     for criterion, space in parts:

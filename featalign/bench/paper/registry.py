@@ -75,7 +75,7 @@ def run(
     entry, lab = EXPERIMENTS[name], lab or Lab()
     bound = bind_options(entry.function, options or {}, f"experiment '{name}'")
     defaults = {key: value for key, (_, value) in options_of(entry.function).items()}
-    config = {**lab.to_dict(), "seeds": seeds, **defaults, **bound}
+    config = storage.plain({**lab.to_dict(), "seeds": seeds, **defaults, **bound})
     rows: list[Row] = []
     began = time.perf_counter()
     result = PaperResult(name, command, config, ())

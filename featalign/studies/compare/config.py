@@ -26,7 +26,8 @@ class CompareConfig:
         options: by method, options that differ from their defaults, such as `{"ot-acts": {"cost": "correlation"}}`.
         mixing: weight of the first client in the headline, the others sharing the rest; none means equal weights.
         curve: points of the mixing-weight curve; 0 leaves the curves out.
-        augment: recipe that extends the probe for the refit and the feature matching: blend (of both), shift-mix, gaussian or none.
+        augment: recipe that extends the probe for the refit and the feature matching: shift-mix, gaussian, blend of
+            the two, or none.
         augmented: number of inputs after augmentation.
         head: target of the readout in the refit: one of the task's, none for the rule's, empty for the task's first.
         ridge: of the refit, relative to each Gram matrix.

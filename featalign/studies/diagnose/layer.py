@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from featalign.dictionaries import (
     sweep,
     train_many,
 )
-from featalign.errors import FeatalignError, SpaceMismatch
+from featalign.errors import FeatalignError
 from featalign.measure import Score
 from featalign.measure.driving import driving_kinds, read_columns
 from featalign.studies.diagnose import verdicts
@@ -50,6 +50,7 @@ class Layer:
         seen: what each held row saw of its input, and whether its columns mean something by themselves.
         measured_on: held-out, or training where no rows were held out.
         budget: of its dictionaries; given: a basis to diagnose instead of the first seed's.
+        hook_name: that dictionaries of it are saved with.
         bases: by network; seeds: of the model, one per seed; matches: of the first with each other.
         rows: of the frames.
     """
@@ -64,6 +65,7 @@ class Layer:
     config: DiagnoseConfig
     measured_on: str = "held-out"
     given: Basis | None = None
+    hook_name: str = ""
     bases: dict[str, Any] = field(default_factory=dict)
     seeds: list[Any] = field(default_factory=list)
     matches: list[Any] = field(default_factory=list)
@@ -115,7 +117,7 @@ class Layer:
         shape: dict[str, Any] = {"width": self.budget.width, "k": self.budget.k, "steps": self.budget.steps}
         if self.given is not None:
             shape |= {"width": len(self.given.atoms), "k": _k_of(self.given, acts)}
-        facts = {"space": self.name, "client": MODEL}
+        facts = {"space": self.name, "client": MODEL, "hook_name": self.hook_name or self.name}
         trained, torn = _quiet(
             train_many, [acts, shuffled_samples(acts)], seeds=config.seeds, metadata=[facts, facts], **shape
         )
@@ -295,18 +297,6 @@ def quality_of(basis: Basis, train: torch.Tensor, held: torch.Tensor) -> Quality
     dead = float((basis.encode(every) == 0).all(0).double().mean())
     variance = measure.explained_variance(held, basis.decode(codes).to(held))
     return Quality(variance, float((codes != 0).double().sum(1).mean()), dead, len(every), len(held))
-
-
-def check_given(name: str, units: int, basis: Basis) -> Basis:
-    """A basis given for a layer; raises `SpaceMismatch` for one of another space or one that reads pre-activations."""
-    if basis.atoms.shape[1] != units:
-        whose = getattr(basis, "metadata", {}).get("space", "?")
-        raise SpaceMismatch(
-            f"dictionary of space '{whose}' writes {basis.atoms.shape[1]} units, space '{name}' has {units}"
-        )
-    if getattr(basis, "reads", "post") != "post":
-        raise SpaceMismatch(f"dictionary of space '{name}' is a transcoder; pass one that reads and writes one place")
-    return replace(basis, quality=None) if isinstance(basis, Dictionary) else basis
 
 
 def _k_of(basis: Basis, acts: torch.Tensor) -> float:

@@ -141,12 +141,15 @@ def _verdicts(result: DiagnoseResult) -> Section:
 def _browser(result: DiagnoseResult) -> Section:
     content = result.widgets["browser"]
     words = (
-        "The units that carry most features (by exp(H), explained with each layer) and the features they carry. Click "
-        "a unit to see its features, a feature to see the units it lives on. Inputs are those that drive it most; for "
-        "features also inputs at the quartiles of their firing, where the label of a feature must still hold. Cards "
-        f"look through {result.facts['inputs_of_cards']} inputs, those that dictionaries were trained on included."
+        "Every unit and every feature of the dictionary. A unit is linked to the features that make up its variance: "
+        "matched where it is one and the feature lives on this unit alone, split where the unit carries several, "
+        "merged where the feature is spread over several units. Under “show” also the features that the dictionary of "
+        "another seed, or another network, has as well. Units are read by how far they are above their median. Cards "
+        f"look through {result.facts['inputs_of_cards']} inputs"
     )
-    return Section("Units and features").text(words).widget("units-and-features", "diagnosis", content)
+    if result.facts["network_saw_held_out"] != "no":
+        words += ", those that dictionaries were trained on included"
+    return Section("Units and features").text(f"{words}.").widget("features", "diagnosis", content)
 
 
 def _measures(result: DiagnoseResult, layer: str, section: Section) -> None:

@@ -16,20 +16,23 @@ from featalign import storage
 from featalign.clients.cohort import Cohort
 from featalign.data.inputs import Inputs
 from featalign.data.task import Task, labels_of
-from featalign.dictionaries import as_basis
+from featalign.dictionaries import Dictionary, as_basis
 from featalign.dictionaries.preflight import inspect
 from featalign.errors import FeatalignError, ProbeError, TaskError
 from featalign.spaces.graph import Space
+from featalign.spaces.naming import hook_name_of
 from featalign.spaces.splice import splice
 from featalign.studies.diagnose.budget import Budget
 from featalign.studies.diagnose.cards import Cards
 from featalign.studies.diagnose.config import DiagnoseConfig, DiagnoseRunConfig
 from featalign.studies.diagnose.controls import shuffled_weights
-from featalign.studies.diagnose.layer import Layer, check_given
-from featalign.studies.diagnose.reading import ROWS, Reading, embedded, read
+from featalign.studies.diagnose.layer import Layer
+from featalign.studies.diagnose.places import check_bases, chosen_spaces
 from featalign.studies.diagnose.result import DiagnoseResult
 from featalign.studies.diagnose.rows import FunctionRow, LayerRow
+from featalign.studies.diagnose.seen import embedded
 from featalign.studies.diagnose.verdicts import MODEL, WEIGHTS
+from featalign.studies.features.reading import ROWS, Reading, read
 
 FEWEST = 40  # inputs below which nothing is worth starting
 SPLICED = 2000  # inputs that loss recovered is measured on
@@ -60,8 +63,10 @@ def diagnose(
         model: a trained module: classifier, language model, regressor, per-position model.
         data: inputs, or `(inputs, targets)`, whatever `data.Inputs` reads; dictionaries are trained on them.
         task: a `Task` or a registered name; None is read off outputs and targets.
-        spaces: names of hidden spaces; all that can be read by default.
-        dictionaries: bases to diagnose instead of the first seed's, by space (ours, folders, sae-lens's).
+        spaces: hidden spaces as tracing names them, hook names (`blocks.0.hook_resid_post`) or module paths
+            (`fa.spaces.sites`); by default all spaces that can be read, and the places of `dictionaries`.
+        dictionaries: bases to diagnose instead of the first seed's, by the same names (ours, folders, sae-lens's,
+            `release/sae_id`).
         partners: other clients of the same architecture, whose matching features appear on the cards.
         seeds: of the dictionaries; two at least, so that their agreement is measured.
         evaluate: inputs (with targets) that the network was not trained on: everything is measured there. Without
@@ -138,12 +143,12 @@ def _diagnose(
 
     if len(source) < FEWEST:
         raise ProbeError(f"{len(source)} inputs; a diagnosis needs at least {FEWEST} to train and to hold out")
+    looked = source if held is None else held
     source, held = _split(source, held, config)
     cohort, notes = _cohort(networks, names, source, held, task, class_names, tokenizer, config)
-    chosen, skipped = _chosen(cohort, config)
     bases = {name: as_basis(basis) for name, basis in dictionaries.items()}
-    for name, basis in bases.items():
-        check_given(name, cohort.graphs[0][name].size, basis)
+    chosen, skipped = chosen_spaces(cohort, config.spaces, tuple(bases))
+    check_bases(cohort, bases)
     budgets = _budgets(cohort, chosen, source, config, bases, skipped)
     every = {MODEL: cohort.modules[0], WEIGHTS: shuffled_weights(cohort.modules[0], source)}
     every |= dict(zip(cohort.names[1:], cohort.modules[1:]))
@@ -152,7 +157,7 @@ def _diagnose(
     train = read(every, source, sites)
     same = held is source
     seen = train if same else read(every, held, sites, seed=1)
-    cards = Cards(cohort, source, held, train, seen, tokenizer)
+    cards = Cards(cohort, looked, seen, tokenizer)
     frames: dict[str, Any] = {}
     shown: dict[str, Any] = {}
     for space in tqdm(chosen, disable=not progress, desc="layers"):
@@ -170,7 +175,7 @@ def _diagnose(
         "task": cohort.task.name,
         "inputs": len(source),
         "held_out": 0 if same else len(held),
-        "inputs_of_cards": cards.count,
+        "inputs_of_cards": len(cards.inputs),
         "partners": list(names[1:]),
         "notes": list(dict.fromkeys([*notes, *cohort.notes])),
     }
@@ -199,7 +204,7 @@ def _cohort(
 ) -> tuple[Cohort, list[str]]:
     """The cohort, with evaluation data where the task finds something to compare outputs with."""
     options: dict[str, Any] = {
-        "names": names, "class_names": class_names, "tokenizer": tokenizer, "device": config.device,
+        "names": names, "class_names": class_names, "tokenizer": tokenizer, "device": config.device, "read_only": True,
     }  # fmt: skip
     example = held.example()
     if example.targets is None and example.tokens is None and task is None:
@@ -210,24 +215,6 @@ def _cohort(
         if task is not None or example.targets is not None:
             raise
         return Cohort.of(networks, source, None, "regression", **options), [f"nothing is scored: {error}"]
-
-
-def _chosen(cohort: Cohort, config: DiagnoseConfig) -> tuple[list[Space], list[LayerRow]]:
-    """Spaces to diagnose, and rows of those that cannot be read; raises where one of these was asked for."""
-    graph = cohort.graphs[0]
-    wanted = [graph[name] for name in config.spaces] or list(graph.hidden)
-    if not wanted:
-        raise ProbeError("the network has no hidden space that is understood: there is nothing to diagnose")
-    chosen, skipped = [], []
-    for space in wanted:
-        if config.spaces or (space.pre is not None and space.pre.paired):
-            assert space.before
-            chosen.append(space)
-        elif space.pre is None:
-            skipped.append(LayerRow(space.name, space.size, note="it is seen at no module's input or output"))
-        else:
-            skipped.append(LayerRow(space.name, space.size, note="it is seen only beside other hidden spaces"))
-    return chosen, skipped
 
 
 def _budgets(
@@ -281,11 +268,12 @@ def _layer(
     site = space.after
     origins = seen.origins[site]
     labels = labels_of(cohort.task, held)
+    bare = replace(given, quality=None) if isinstance(given, Dictionary) else given  # measured here, on these data
     labels = labels[origins[:, 0]] if labels is not None and origins is not None else None
     return Layer(
         space.name, space.size, {name: rows[site] for name, rows in train.rows.items()},
         {name: rows[site] for name, rows in seen.rows.items()}, labels, embedded(held, origins), budget, config,
-        "training" if same else "held-out", given,
+        "training" if same else "held-out", bare, hook_name=hook_name_of(cohort.modules[0], site),
     )  # fmt: skip
 
 

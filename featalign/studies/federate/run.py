@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from featalign import options, storage
@@ -68,6 +69,9 @@ def federation_of(config: FederateConfig) -> Federation:
     """The clients of a configuration with their data."""
     scheme = check_scheme(config.split, **config.scheme_options)
     dataset = load(config.dataset, config.folder or None)
+    if config.samples:
+        kept = slice(0, config.samples)
+        dataset = replace(dataset, train_inputs=dataset.train_inputs[kept], train_labels=dataset.train_labels[kept])
     split = partition(dataset.train_labels, config.split, config.clients, config.seed, dataset.class_names, **scheme)
     model = models[config.model].for_dataset(dataset, **config.model_options)
     return Federation.of(dataset, split, model, probe=config.probe, task=config.task)
