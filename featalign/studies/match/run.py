@@ -17,6 +17,7 @@ from featalign.data.task import Task
 from featalign.errors import BadOption
 from featalign.studies.match.compare import Compared, compare_codes, compare_geometry
 from featalign.studies.match.config import MatchConfig, MatchRunConfig
+from featalign.studies.match.features import match_browser
 from featalign.studies.match.quality import quality_rows
 from featalign.studies.match.reading import NetworkRows, inputs_of, read, rows_of
 from featalign.studies.match.result import MatchResult, Material
@@ -143,13 +144,8 @@ def match_subjects(
         "notes": [*dict.fromkeys(said), *notes, *more],
     }
     result = MatchResult(config, frames, facts, found.arrays, {}, material=material)
-    result.widgets = browser_content(result)
+    result.widgets = match_browser(result, task if isinstance(task, Task) else None)
     return result
-
-
-def browser_content(result: MatchResult) -> dict[str, Any]:
-    """Plain data of the page's browser of features; `result.material` holds networks, inputs, codes and bases."""
-    return {}
 
 
 def _compared(
