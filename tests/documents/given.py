@@ -22,6 +22,42 @@ model_a, model_b = network(0), network(1)
 cost, activations, module, example = torch.rand(6, 6), torch.randn(400, 8), model_a, x[:2]
 """
 
+BESIDES = {
+    "match.md": """
+class Blocks(nn.Module):
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.head = nn.Embedding(30, 8), nn.Linear(8, 30)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"hook_resid_post": nn.Linear(8, 8)}) for _ in range(2))
+        self.blocks[1]["mlp"] = nn.ModuleDict({"hook_post": nn.Linear(8, 8)})
+
+    def forward(self, tokens):
+        h = self.embed(tokens)
+        for block in self.blocks:
+            h = h + block["hook_resid_post"](h).relu()
+        return self.head(h + self.blocks[1]["mlp"]["hook_post"](h).relu())
+
+def tokenizer(texts):
+    return torch.tensor([[ord(letter) % 30 for letter in text] for text in texts])
+
+texts = ["".join(chr(97 + (start + 7 * step) % 26) for step in range(24)) for start in range(60)]
+model_a, model_b = Blocks(0), Blocks(1)
+for name in ("sae_a", "sae_b"):
+    fa.dictionaries.train(torch.randn(400, 8), width=12, k=2, steps=30).save(name)
+sae_a, sae_b = (fa.dictionaries.load(name) for name in ("sae_a", "sae_b"))
+fa.match = functools.partial(fa.match, progress=False)
+""",
+    "federated.md": """
+from featalign.federated.flower import FeatureAlign
+
+probe = torch.randn(40, 64)
+model = nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+run = fa.federated.run
+fa.federated.run = lambda federation, rounds, **options: run(federation, rounds=1, progress=False, **options)
+""",
+}  # what single pages take for granted too: two dictionaries, a language model, fewer rounds
+
 
 def blocks(text: str) -> list[str]:
     """Blocks of Python of a document, in order."""
