@@ -22,6 +22,9 @@ def federate_command(
     resume: Path = typer.Option(None, metavar="DIR", help="Go on from the last complete round of the run in DIR."),
     out: Path = typer.Option(None, metavar="DIR", help="Folder of rounds, results and page.  [default: reports/...]"),
     rounds: int = typer.Option(None, help="Number of rounds, in place of the configuration's."),
+    features: int = typer.Option(
+        None, metavar="EVERY", help="Read features every so many rounds, in place of the configuration's."
+    ),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Deal a data set to clients, run every aggregation round by round, write a page."""
@@ -33,14 +36,17 @@ def federate_command(
     if (config is None) == (resume is None):
         raise BadOption("give either --config fed.toml or --resume DIR")
     if resume is not None:
-        if out is not None or rounds is not None:
-            raise BadOption("--resume goes on with the configuration in its folder; leave --out and --rounds out")
+        if out is not None or rounds is not None or features is not None:
+            raise BadOption(
+                "--resume goes on with the configuration in its folder; leave --out, --rounds and --features out"
+            )
         result = run(None, resume, resume=True, progress=not quiet)
     else:
         import dataclasses
 
         read = FederateConfig.from_toml(config)
-        read = read if rounds is None else dataclasses.replace(read, rounds=rounds)
+        given = {"rounds": rounds, "features": features}
+        read = dataclasses.replace(read, **{name: value for name, value in given.items() if value is not None})
         result = run(read, out or Path("reports") / read.run_name, progress=not quiet)
     rows = result.to_frame().reset_index().to_dict(orient="records")
     print_table([{str(k): f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])

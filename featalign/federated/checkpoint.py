@@ -44,6 +44,8 @@ def save_round(folder: Path, server: Server, controls: dict[str, State]) -> None
     held: State = {f"velocity/{name}": tensor for name, tensor in server.velocity.items()}
     held |= {f"control/{name}": tensor for name, tensor in server.control.items()}
     held |= {f"client/{client}/{name}": t for client, state in controls.items() for name, t in state.items()}
+    read, facts = server.features.state()
+    held |= {f"features/{name}": tensor for name, tensor in read.items()}
     rows = {name: [row for row in server.result.rows[name] if row.round == number] for name in ROWS}
     with storage.atomic_folder(_place(folder, number), kind=KIND) as temporary:
         storage.save_tensors(temporary / WEIGHTS, server.weights)
@@ -53,6 +55,7 @@ def save_round(folder: Path, server: Server, controls: dict[str, State]) -> None
             "round": number,
             "typical": server.typical,
             "weigher": server.weigher.state(),
+            "features": facts,
             "rows": {name: [dataclasses.asdict(row) for row in found] for name, found in rows.items()},
         }
         storage.write_json(temporary / ROUND, content)
@@ -78,14 +81,18 @@ def restore(folder: Path, server: Server) -> dict[str, State]:
     server.round, server.typical = numbers[-1], tuple(content["typical"])
     server.weigher.restore(content["weigher"])
     controls: dict[str, State] = {}
+    read: State = {}
     held = storage.load_tensors(last / STATE) if (last / STATE).exists() else {}
     for key, tensor in held.items():
         holder, _, name = key.partition("/")
         if holder == "client":
             client, _, name = name.partition("/")
             controls.setdefault(client, {})[name] = tensor
+        elif holder == "features":
+            read[name] = tensor
         else:
             getattr(server, holder)[name] = tensor
+    server.features.restore(read, content.get("features", {}))
     return controls
 
 

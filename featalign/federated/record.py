@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from featalign.federated.messages import Order, Report
-from featalign.federated.result import ClientRow, FaultRow, RoundRow, TrafficRow
+from featalign.federated.result import ClientRow, FaultRow, FeatureRow, RoundRow, TrafficRow
 from featalign.federated.weigh import Weights
+
+SERVER = "server"  # stands for the aggregate in rows of features
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Orders that went out, usable reports that came in, faults of the others."""
+
+    orders: Sequence[Order] = ()
+    heard: Sequence[Report] = ()
+    faults: Sequence[FaultRow] = ()
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,7 @@ class Closed:
         heard, used: reports that were well-formed, and those of them in the aggregate.
         faults: of all others.
         weights, drift: one entry per report that was used.
+        second: the exchange of a calibration.
     """
 
     round: int
@@ -33,18 +45,23 @@ class Closed:
     faults: Sequence[FaultRow]
     weights: Weights
     drift: Sequence[float]
+    second: Exchange = field(default_factory=Exchange)
 
 
 def traffic_rows(closed: Closed, asked: Sequence[str]) -> list[TrafficRow]:
-    """What went down to everybody who was asked, and up from everybody who was heard."""
+    """What went down to everybody who was asked, and up from everybody who was heard; a calibration included."""
+    sums: Counter[tuple[str, str, str]] = Counter()
     sent = closed.orders[0].bytes() if closed.orders else {}
-    down = [TrafficRow(closed.round, name, "down", kind, size) for name in asked for kind, size in sent.items()]
-    up = [
-        TrafficRow(closed.round, report.client, "up", kind, size)
-        for report in closed.heard
-        for kind, size in report.bytes().items()
-    ]
-    return down + up
+    for name in asked:
+        for kind, size in sent.items():
+            sums[name, "down", kind] += size
+    for order in closed.second.orders:
+        for kind, size in order.bytes().items():
+            sums[order.client, "down", kind] += size
+    for report in (*closed.heard, *closed.second.heard):
+        for kind, size in report.bytes().items():
+            sums[report.client, "up", kind] += size
+    return [TrafficRow(closed.round, *key, size) for key, size in sums.items()]
 
 
 def client_rows(
@@ -82,11 +99,13 @@ def round_row(
     scores: Mapping[str, float],
     higher_is_better: bool,
     traffic: Sequence[TrafficRow],
+    features: Sequence[FeatureRow],
     seconds: float,
 ) -> RoundRow:
     """The row of the round; the worst tenth of the clients is at least one of them."""
     values = np.sort(np.array(list(scores.values())))[:: 1 if higher_is_better else -1]
     tenth = values[: max(1, math.ceil(len(values) / 10))]
+    survived = [row.survival for row in features if row.client != SERVER and not math.isnan(row.survival)]
     losses = [report.statistics.get("loss", math.nan) for report in closed.used]
     return RoundRow(
         round=closed.round,
@@ -99,6 +118,7 @@ def round_row(
         asked=len(asked),
         reported=len(closed.used),
         dropped=len(asked) - len(closed.used),
+        survival=float(np.mean(survived)) if survived else math.nan,
         clipped=sum(fault.action == "clipped" for fault in closed.faults),
         bytes_up=sum(sent.bytes for sent in traffic if sent.direction == "up"),
         bytes_down=sum(sent.bytes for sent in traffic if sent.direction == "down"),

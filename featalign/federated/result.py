@@ -23,6 +23,8 @@ class RoundRow:
         drift: mean of the updates' norms over the norm of the server's weights.
         scale: of the step towards the fused network.
         asked, reported, dropped, clipped: clients; those that were there, used, not used, scaled down.
+        survival: share of the features that clients had the first time they were read that the server's network holds,
+            mean over clients and spaces; NaN in rounds whose features were not read.
         bytes_up, bytes_down: of all clients.
         training_seconds: sum over reports.
         seconds: wall-clock.
@@ -34,6 +36,7 @@ class RoundRow:
     worst: float
     loss: float
     drift: float
+    survival: float
     scale: float
     asked: int
     reported: int
@@ -106,7 +109,61 @@ class FaultRow:
     detail: str
 
 
-ROWS: Mapping[str, type] = {"rounds": RoundRow, "clients": ClientRow, "traffic": TrafficRow, "faults": FaultRow}
+@dataclass(frozen=True)
+class FeatureRow:
+    """Features of one network in one hidden space, in a round in which they were read.
+
+    Attributes:
+        round, client: which; "server" is the aggregate.
+        space: hidden space.
+        alive: latents that fire on the probe.
+        shared, local, lost: of them, those that the aggregate holds together with those of another client, those that
+            it holds of this client alone, those that it does not hold. Of the aggregate's own: those of two clients or
+            more, of one, of none.
+        relearned: features that the aggregate had lost the last time and that this network has again.
+        new: features without a counterpart in the last reading of this network.
+        survival: share of the features of the first reading of this network that the aggregate holds.
+    """
+
+    round: int
+    client: str
+    space: str
+    alive: int
+    shared: int
+    local: int
+    lost: int
+    relearned: int
+    new: int
+    survival: float
+
+
+@dataclass(frozen=True)
+class FlowRow:
+    """Where features of the clients went between two readings, in one hidden space, over all clients.
+
+    Attributes:
+        round: of the later reading.
+        space: hidden space.
+        before: shared, local or lost in the earlier reading, or new.
+        after: shared, local or lost in the later one, or gone.
+        count: of features.
+    """
+
+    round: int
+    space: str
+    before: str
+    after: str
+    count: int
+
+
+ROWS: Mapping[str, type] = {
+    "rounds": RoundRow,
+    "clients": ClientRow,
+    "traffic": TrafficRow,
+    "faults": FaultRow,
+    "features": FeatureRow,
+    "flows": FlowRow,
+}
 SECONDS = ("seconds", "training_seconds")  # columns that differ between runs of one seed
 
 

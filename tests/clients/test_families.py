@@ -29,6 +29,7 @@ from featalign.spaces import check, trace
 SMALL = [
     VGGConfig(width=1 / 16),
     VGGConfig(width=1 / 16, batch_norm=True, size=16, bias=False),
+    VGGConfig(width=1 / 16, layer_norm=True, size=16),
     ResNet20Config(width=0.25),
     ResNet20Config(width=0.25, norm="none"),
     ResNet18Config(width=1 / 16, norm="layer"),

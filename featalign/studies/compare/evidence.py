@@ -14,10 +14,11 @@ from featalign.align.feature import FeatureMatch, match_features
 from featalign.dictionaries.basis import Basis, NeuronBasis
 from featalign.errors import FeatalignError
 from featalign.fuse import METHODS, ledger
+from featalign.fuse.fates import fates
 from featalign.spaces import apply_nonlinearity
 from featalign.spaces.graph import Space
 from featalign.studies.compare.features import Features
-from featalign.studies.compare.rows import FeatureRow, LedgerRow, MatchRow, SpaceRow
+from featalign.studies.compare.rows import FateRow, FeatureRow, LedgerRow, MatchRow, SpaceRow
 from featalign.studies.compare.trial import Trial
 
 SAMPLES = 4000  # rows of activations that the regime is measured on
@@ -32,6 +33,7 @@ def measure_spaces(trial: Trial, tokenizer: Any = None) -> None:
         trial.notes.append("the networks have no hidden space: there is nothing to align")
         return
     _ledgers(trial)
+    _fates(trial)
     features = Features(trial, tokenizer)
     for space in problem.graph.hidden:
         first = problem.graphs[0][space.name]
@@ -98,6 +100,18 @@ def _ledgers(trial: Trial) -> None:
             continue
         for space, kept in ledger(trial.problem, result.alignments).items():
             trial.add("ledger", LedgerRow(trial.seed, space, name, **kept))  # type: ignore[arg-type]
+
+
+def _fates(trial: Trial) -> None:
+    """What became of every client's features in every fused network; without dictionaries of all, nothing."""
+    for name, result in trial.results.items():
+        for found in fates(trial.problem, result.module, trial.problem.dictionaries):
+            row = FateRow(
+                trial.seed, found.space, name, trial.cohort.names[found.client], **found.counts(),
+                recovered=float(found.recovered.mean()) if len(found.recovered) else float("nan"),
+                threshold=found.threshold,
+            )  # fmt: skip
+            trial.add("fates", row)
 
 
 def _match(trial: Trial, space: Space, basis: str, match: FeatureMatch) -> None:

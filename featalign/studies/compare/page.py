@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from featalign.fuse.fates import FATES
 from featalign.report.page import Section, page, paragraph, rich
 from featalign.studies.compare.figures import FIGURES, figures, spaces_of
 from featalign.studies.compare.words import by, distance, matched, shares, signed, value_of
@@ -33,7 +34,7 @@ def compare_page(result: CompareResult) -> str:
             )
         )
     sections += [_space(result, space) for space in spaces_of(result)]
-    sections += [_browser(result), _polysemanticity(result), _dictionaries(result), _clients(result)]
+    sections += [_fates(result), _browser(result), _polysemanticity(result), _dictionaries(result), _clients(result)]
     found = [section for section in sections if section is not None]
     _place(result, drawn, found)
     found += [_notes(result), _provenance(result)]
@@ -216,6 +217,26 @@ def _browser(result: CompareResult) -> Section | None:
     first = " Of the first seed." if len(result.seeds) > 1 else ""
     section = Section("Feature browser").text(words + first)
     return section.widget("features", "browser", result.widgets["browser"])
+
+
+def _fates(result: CompareResult) -> Section | None:
+    frame = result.frames["fates"]
+    if frame.empty:
+        return None
+    section = Section("Features of the clients in the fused networks")
+    rows = []
+    for (name, client), group in frame.groupby(["row", "client"], sort=False):
+        counts = group[[*FATES]].sum()
+        shares = [f"{100 * counts[fate] / max(counts.sum(), 1):.1f}" for fate in FATES]
+        rows.append([name, client, int(counts.sum()), *shares, f"{group['recovered'].mean():.2f}"])
+    head = ["network", "client", "features", *(f"{fate}, %" for fate in FATES), "mean correlation"]
+    section.text(
+        "Fused activations are read linearly as each client's (fitted on one half of the probe, judged on the other) "
+        "and encoded with its own dictionary. Kept: the feature fires where it did. Merged: so does the feature of "
+        "another client that it is matched with. Absorbed, split: another feature, or several, fire in its place. "
+        "Lost: none does. All spaces and seeds together."
+    )
+    return section.table(head, rows, wide=True)
 
 
 def _polysemanticity(result: CompareResult) -> Section | None:

@@ -174,6 +174,34 @@ class LedgerRow:
 
 
 @dataclass(frozen=True)
+class FateRow:
+    """What became of one client's features in one space of a fused network, by re-encoding (`fuse.fates`).
+
+    Attributes:
+        seed: the repetition.
+        space: its name.
+        row: of the table.
+        client: whose features.
+        kept, merged, absorbed, split, lost: how many of its latents fire again by themselves, together with their
+            partner of another client, through another latent, through several, or not at all.
+        recovered: mean correlation of a latent's code with its re-encoding.
+        threshold: correlation from which a feature counts as present.
+    """
+
+    seed: int
+    space: str
+    row: str
+    client: str
+    kept: int
+    merged: int
+    absorbed: int
+    split: int
+    lost: int
+    recovered: float
+    threshold: float
+
+
+@dataclass(frozen=True)
 class UnitRow:
     """A measure over the units or latents of one client in one space.
 
@@ -270,6 +298,7 @@ FRAMES: dict[str, type] = {
     "spaces": SpaceRow,
     "matches": MatchRow,
     "ledger": LedgerRow,
+    "fates": FateRow,
     "units": UnitRow,
     "dictionaries": DictionaryRow,
     "features": FeatureRow,

@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
-from featalign.spaces.capture import collect, fitting_batch, stream
+from featalign.spaces.capture import collect, fitting_batch, origins_of, stream
 from featalign.spaces.graph import Site
 
 ROWS = 20_000  # rows of one site that are held; of more, the same share of every batch
@@ -63,7 +62,7 @@ def read(
                 parts[k].append(rows[chosen].cpu())
                 if network is first:
                     found.total[site] = found.total.get(site, 0) + len(rows)
-                    where = origins(network, site, batch, rows, start)
+                    where = origins_of(network, site, batch, rows, start)
                     places[k].append(None if where is None else where[chosen])
             start += batch.size
         found.rows[name] = {site: torch.cat(each) for site, each in zip(sites[name], parts)}
@@ -73,17 +72,3 @@ def read(
                 found.origins[site] = torch.cat(known) if len(known) == len(each) else None
     return found
 
-
-def origins(module: nn.Module, site: Site, batch: Batch, rows: torch.Tensor, start: int = 0) -> torch.Tensor | None:
-    """`[rows, 2]`: input (counted from `start`) and position of every row of a batch; None where nobody can tell."""
-    mask = batch.mask
-    if mask is not None and len(rows) == int(mask.sum()):
-        return mask.nonzero().cpu() + torch.tensor([start, 0])
-    positions, rest = divmod(len(rows), batch.size)
-    if rest:
-        return None
-    alone = collect(module, [batch.cut(1)], [site])[site]
-    if len(alone) != positions or not torch.allclose(alone, rows[:positions], rtol=1e-3, atol=1e-4):
-        return None
-    samples = torch.arange(start, start + batch.size).repeat_interleave(positions)
-    return torch.stack([samples, torch.arange(positions).repeat(batch.size)], 1)

@@ -13,9 +13,8 @@ from featalign.data.inputs import Inputs
 from featalign.data.task import Task, labels_of
 from featalign.dictionaries.basis import Basis
 from featalign.errors import SpaceMismatch
-from featalign.spaces.capture import evaluating, fitting_batch, stream
+from featalign.spaces.capture import evaluating, fitting_batch, origins_of, stream
 from featalign.spaces.graph import Site
-from featalign.studies.features.reading import origins
 
 ENTRIES = 2**23  # codes held at a time
 
@@ -93,7 +92,7 @@ class Source:
                     f"dictionary of {self.basis.atoms.shape[1]} units at '{self.site}', which has {rows.shape[1]}; "
                     "pass the site that it was trained on"
                 )
-            where = origins(self.module, self.site, batch, rows)
+            where = origins_of(self.module, self.site, batch, rows, 0)
             labels = None if self.task is None else labels_of(self.task, [batch])
             if where is None:
                 for some in rows.split(max(1, ENTRIES // latents)):

@@ -32,6 +32,7 @@ def federate_page(
         _scores(config, table, metric).figure(figures["value"]),
         Section("Clients").figure(figures["worst"]).figure(figures["drift"]),
         _traffic(frames["traffic"]).figure(figures["traffic"]),
+        *_features(frames["features"], figures),
         _faults(frames["faults"]),
         *_laws(facts["laws"]),
         _provenance(config, facts),
@@ -53,6 +54,7 @@ def _scores(config: FederateConfig, table: pd.DataFrame, metric: Metric) -> Sect
     for run, row in table.iterrows():
         settings = each[str(run)]
         refit = {False: "none", True: "public probe", "moments": "moments only"}[settings.refit]
+        refit += ", readout from sums" * bool(settings.calibrate)
         how = f"{settings.select} x {settings.weigh} x {settings.fuse}"
         numbers = [metric.shown(row[name]) for name in (metric.name, "best", "worst tenth")]
         sizes = [f"{row['MB up']:.1f}", f"{row['MB down']:.1f}", int(row["faults"]), f"{row['seconds']:.1f}"]
@@ -70,6 +72,40 @@ def _traffic(traffic: pd.DataFrame) -> Section:
     ]
     section = Section("What travels").text("Inputs and labels are no kind: they leave no client.")
     return section.table(["run", "direction", "kind", "what it is", "MB"], rows)
+
+
+def _features(features: pd.DataFrame, figures: Mapping[str, go.Figure]) -> list[Section]:
+    """Which of the clients' features the aggregate holds, where they were read."""
+    if features.empty:
+        return []
+    clients = features[features["client"] != "server"]
+    rows = []
+    for (run, number), group in clients.groupby(["run", "round"], sort=False):
+        alive = max(int(group["alive"].sum()), 1)
+        shares = [f"{100 * group[name].sum() / alive:.1f}" for name in ("shared", "local", "lost", "relearned", "new")]
+        rows.append([run, number, alive, *shares, f"{100 * group['survival'].mean():.1f}"])
+    head = [
+        "run",
+        "round",
+        "living features",
+        "shared",
+        "local",
+        "lost",
+        "re-learned",
+        "new",
+        "of the first round kept",
+    ]
+    section = Section("Features over rounds").text(
+        "Dictionaries of the clients' networks and of the aggregate, read on the public probe and carried from "
+        "reading to reading. Shared: the aggregate holds the feature, and it is another client's too. Local: the "
+        "aggregate holds it of this client alone. Lost: the aggregate does not hold it. Re-learned: lost at the last "
+        "reading, and local training brought it back. All in percent of the clients' living features."
+    )
+    section = section.table(head, rows).figure(figures["survival"]).figure(figures["states"])
+    for name, figure in figures.items():
+        if name.startswith("flow "):
+            section = section.figure(figure)
+    return [section]
 
 
 def _faults(faults: pd.DataFrame) -> Section:

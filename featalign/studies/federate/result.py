@@ -10,7 +10,16 @@ import pandas as pd
 
 from featalign import storage
 from featalign.data.task import Metric
-from featalign.federated.result import ROWS, ClientRow, FaultRow, FederatedResult, RoundRow, TrafficRow
+from featalign.federated.result import (
+    ROWS,
+    ClientRow,
+    FaultRow,
+    FeatureRow,
+    FederatedResult,
+    FlowRow,
+    RoundRow,
+    TrafficRow,
+)
 from featalign.studies.federate.config import FederateConfig
 from featalign.studies.result import StudyResult, study
 
@@ -62,12 +71,41 @@ class RunFault(FaultRow):
     run: str = ""
 
 
-FRAMES: Mapping[str, type] = {"rounds": RunRound, "clients": RunClient, "traffic": RunTraffic, "faults": RunFault}
+@dataclass(frozen=True)
+class RunFeature(FeatureRow):
+    """Features of one network in one hidden space, in a round of one run in which they were read.
+
+    Attributes:
+        run: its name.
+    """
+
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class RunFlow(FlowRow):
+    """Where features of the clients of one run went between two readings.
+
+    Attributes:
+        run: its name.
+    """
+
+    run: str = ""
+
+
+FRAMES: Mapping[str, type] = {
+    "rounds": RunRound,
+    "clients": RunClient,
+    "traffic": RunTraffic,
+    "faults": RunFault,
+    "features": RunFeature,
+    "flows": RunFlow,
+}
 
 
 @study("federate")
 class FederateResult(StudyResult):
-    """What `federate` returns: frames rounds, clients, traffic and faults, with a column `run`."""
+    """What `federate` returns: frames rounds, clients, traffic, faults, features and flows, with a column `run`."""
 
     rows: ClassVar[Mapping[str, type]] = FRAMES
     config_type: ClassVar[type] = FederateConfig
@@ -98,13 +136,14 @@ class FederateResult(StudyResult):
         faults = self.frames["faults"].groupby("run").size()
         rows = {}
         for run, group in rounds.groupby("run", sort=False):
-            last = group.iloc[-1]
+            last, survived = group.iloc[-1], group["survival"].dropna()
             rows[str(run)] = {
                 "rounds": int(last["round"]),
                 self.metric.name: last["value"],
                 "best": group["value"].max() if better else group["value"].min(),
                 "worst tenth": last["worst"],
                 "drift": group["drift"].mean(),
+                **({"feature survival": survived.iloc[-1]} if len(survived) else {}),
                 "MB up": group["bytes_up"].sum() / 1e6,
                 "MB down": group["bytes_down"].sum() / 1e6,
                 "faults": int(faults.get(run, 0)),
@@ -114,11 +153,21 @@ class FederateResult(StudyResult):
 
     @property
     def figures(self) -> dict[str, go.Figure]:
-        """Curves over rounds, the worst tenth, drift, traffic."""
-        from featalign.plots.federated import curves, traffic
+        """Curves over rounds, the worst tenth, drift, traffic; of features, where they were read."""
+        from featalign.plots.federated import curves, feature_flow, feature_states, traffic
 
         rounds, metric = self.frames["rounds"], self.metric
-        return {
+        features: dict[str, go.Figure] = {}
+        if len(self.frames["features"]):
+            read, title = (
+                rounds.dropna(subset=["survival"]),
+                "Features of the first round that the server's network holds",
+            )
+            features = {"survival": curves(read, "survival", title, "share of the clients' features, %", 100.0)}
+            features["states"] = feature_states(self.frames["features"])
+            for run, flows in self.frames["flows"].groupby("run", sort=False):
+                features[f"flow {run}"] = feature_flow(flows, f"Where features go: {run}")
+        return features | {
             "value": curves(rounds, "value", "The server's network over rounds", metric.label, metric.scale),
             "worst": curves(rounds, "worst", "The worst tenth of the clients", metric.label, metric.scale),
             "drift": curves(rounds, "drift", "How far clients move in a round", "norm of the update / of the weights"),
