@@ -11,13 +11,14 @@ from featalign.errors import BadOption, SpaceMismatch
 from featalign.spaces.graph import Symmetry
 
 
-@matcher("cca-merge", needs=("equal-widths",), default=False)
+@matcher("cca-merge", needs=("equal-widths",), default=False, exact=False)
 def cca_merge(pair: Pair, *, gamma: float = 1e-4) -> SpaceMap:
     """Invertible maps of every space, ReLU layers too, between canonical directions of the two clients.
 
     `O = S_bb^(1/2) V U^T S_aa^(-1/2)` with `S_aa^(-1/2) S_ab S_bb^(-1/2) = U s V^T`, and `R` its inverse: directions
     are identified however weakly they correlate. `gamma` is added to both covariances, relative to their mean
-    variance. Linear spaces alone by the same rule: `cca`. Source: Horoi et al. 2024, "Harmony in diversity: merging
+    variance. Where units vary in fewer directions than they are many, the rest of the map is undetermined. Linear spaces
+    alone by the same rule: `cca`. Source: Horoi et al. 2024, "Harmony in diversity: merging
     neural networks with canonical correlation analysis", section 4.
     """
     if gamma <= 0:
