@@ -61,6 +61,14 @@ def test_cca_merge_returns_a_permuted_twin() -> None:
         assert not torch.allclose(found.out @ found.out.T, eye, atol=1e-2)
 
 
+def test_soft_maps_change_the_client_and_projected_ones_do_not() -> None:
+    problem = problem_of(shaken("bottleneck"), shaken("bottleneck", seed=5)).mixed((1.0, 0.0))
+    want = outputs(problem.clients[0], inputs())
+    soft, exact = (outputs(solve(problem, "sinkhorn", project=p).module, inputs()) for p in (False, True))
+    assert float((soft - want).abs().max() / want.abs().max()) > 0.1
+    assert float((exact - want).abs().max() / want.abs().max()) < 1e-4
+
+
 def test_learned_maps_are_exact_symmetries_and_better_than_where_they_began() -> None:
     problem = FusionProblem(Cohort.of([network(seed=s, bias=True) for s in (0, 1)], inputs(), task="classification"))
     found = propose(problem, "learned", METHODS["learned"].bind({"updates": 60, "lr": 0.1, "batch": 60}, "learned"))
