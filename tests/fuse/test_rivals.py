@@ -202,8 +202,8 @@ def test_without_a_common_start_they_refuse() -> None:
     ("method", "options"),
     [
         ("zipit", {"partial": 1.5}), ("neuron-interpolation", {"grouping": "nearest"}), ("universe", {"cost": "sign"}),
-        ("merge-many", {"sweeps": 0}), ("learned", {"lr": 0.0}), ("learned", {"updates": -1}), ("regmean", {"alpha": 2.0}),
-        ("cca-merge", {"gamma": 0.0}), ("neuron-interpolation", {"importance": "rank"}),
+        ("merge-many", {"sweeps": 0}), ("learned", {"lr": 0.0}), ("learned", {"updates": -1}),
+        ("regmean", {"alpha": 2.0}), ("cca-merge", {"gamma": 0.0}), ("neuron-interpolation", {"importance": "rank"}),
     ],
 )  # fmt: skip
 def test_options_are_refused_in_one_line(method: str, options: dict[str, object]) -> None:

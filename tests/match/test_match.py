@@ -201,7 +201,7 @@ def tokens(count=300, length=20):
 def test_networks_alone_train_their_dictionaries(tmp_path):
     found = fa.match(
         models={"left": Tiny(0).taught(), "right": Tiny(1).taught()}, inputs=tokens(), site=["hidden", "embed"],
-        steps=80, out=tmp_path / "run", **QUIET,
+        steps=80, cards=20, out=tmp_path / "run", **QUIET,
     )  # fmt: skip
     assert set(found.quality["site"]) == {"hidden", "embed"} and set(found.quality["measured_on"]) == {"held-out"}
     assert (found.quality["rows"] == 60 * 20).all() and (found.quality["trained_rows"] == 240 * 20).all()
@@ -209,6 +209,8 @@ def test_networks_alone_train_their_dictionaries(tmp_path):
     loaded = fa.dictionaries.load(tmp_path / "run" / "dictionaries" / "left" / "hidden")
     assert loaded.metadata["hook_name"] == "hidden"
     assert found.quality["client"].tolist() == ["left", "left", "right", "right"]
+    assert found.widgets["browser"]["clients"] == ["left", "right"] and not found.facts["notes"]
+    assert "inputs that drive it most" in found.page()
 
 
 def test_masked_tokens_are_no_rows():

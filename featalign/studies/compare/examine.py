@@ -151,7 +151,10 @@ def run_method(trial: Trial, config: CompareConfig, name: str, say: Say) -> None
 
 def _solve(problem: FusionProblem, config: CompareConfig, name: str, refit: bool) -> FusionResult:
     options: Mapping[str, Any] = config.options.get(name, {})
-    return solve(problem, name, refit=refit, head=config.head or None, ridge=config.ridge, **options)
+    return solve(
+        problem, name, refit=refit, head=config.head or None, ridge=config.ridge, head_ridge=config.head_ridge,
+        steps=config.steps if refit else 0, **options,
+    )  # fmt: skip
 
 
 def _gain(fit: Any) -> tuple[float, float]:

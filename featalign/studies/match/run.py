@@ -15,9 +15,9 @@ from featalign import storage
 from featalign.align.geometry import MatchWarning
 from featalign.data.task import Task
 from featalign.errors import BadOption
+from featalign.studies.match import browser
 from featalign.studies.match.compare import Compared, compare_codes, compare_geometry
 from featalign.studies.match.config import MatchConfig, MatchRunConfig
-from featalign.studies.match.features import match_browser
 from featalign.studies.match.quality import quality_rows
 from featalign.studies.match.reading import NetworkRows, inputs_of, read, rows_of
 from featalign.studies.match.result import MatchResult, Material
@@ -144,7 +144,9 @@ def match_subjects(
         "notes": [*dict.fromkeys(said), *notes, *more],
     }
     result = MatchResult(config, frames, facts, found.arrays, {}, material=material)
-    result.widgets = match_browser(result, task if isinstance(task, Task) else None)
+    shown, unshown = browser.content(result, config.cards)
+    result.widgets = {"browser": shown} if shown else {}
+    result.facts["notes"] += unshown
     return result
 
 
