@@ -1,6 +1,9 @@
 """What the code of every document may take for granted, and how blocks are run."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +19,7 @@ def network(seed):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(12, 10), nn.ReLU(), nn.Linear(10, 3))
 
-x, x_test = torch.randn(200, 12), torch.randn(100, 12)
+x, x_test = torch.randn(500, 12), torch.randn(100, 12)
 y, y_test = x[:, :3].argmax(1), x_test[:, :3].argmax(1)
 model_a, model_b = network(0), network(1)
 cost, activations, module, example = torch.rand(6, 6), torch.randn(400, 8), model_a, x[:2]
@@ -62,6 +65,14 @@ fa.federated.run = lambda federation, rounds, **options: run(federation, rounds=
 def blocks(text: str) -> list[str]:
     """Blocks of Python of a document, in order."""
     return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
+def run_here(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A fresh process of Python in another folder that imports this checkout."""
+    inherited = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join([str(ROOT), *([inherited] if inherited else [])])
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
 
 
 def documents() -> list[str]:
