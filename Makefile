@@ -46,7 +46,7 @@ docs: .venv/docs
 
 # thumbnails of the gallery and pictures of the methods; the thumbnails need Chromium
 gallery: .venv/dev
-	$(BIN)/python gallery/make.py
+	$(BIN)/python -m gallery.make
 	$(BIN)/python -m sitegen.pictures
 
 dist: .venv/dev

@@ -34,6 +34,6 @@ for name, colour in zip(("vanilla", "ot-acts", "weight-matching"), CATEGORIES):
     for share in shares:
         problem = fa.fuse.FusionProblem(cohort, mixing=(share, 1 - share))
         fused = fa.fuse.solve(problem, name).module
-        losses.append(float((fused(inputs) - targets).pow(2).mean()))
+        losses.append((fused(inputs) - targets).pow(2).mean().item())
     figure.add_scatter(x=shares, y=losses, name=name, line={"color": colour})
 styled(figure, "Loss between two regressors", "weight of the first", "squared error")

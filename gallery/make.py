@@ -6,6 +6,7 @@ import io
 import runpy
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,21 @@ def stored(picture: Image.Image, path: Path) -> int:
 
 def of_figure(figure: Any) -> bytes:
     """PNG of a plotly figure."""
-    return bytes(figure.to_image(format="png", width=SIZE[0], height=SIZE[1], scale=1))
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "figure.html"
+        figure.update_layout(width=SIZE[0] - 20, height=SIZE[1] - 20)
+        figure.write_html(page, config={"displayModeBar": False})
+        return of_page(page, SIZE)
 
 
-def of_page(page: Path) -> bytes:
+def of_page(page: Path, size: tuple[int, int] = PAGE) -> bytes:
     """PNG of the top of a page."""
     from playwright.sync_api import sync_playwright
 
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        tab = opened.new_page(viewport={"width": PAGE[0], "height": PAGE[1]})
+        tab = opened.new_page(viewport={"width": size[0], "height": size[1]})
         tab.goto(page.as_uri())
         tab.wait_for_timeout(1500)
         return tab.screenshot()

@@ -124,7 +124,9 @@ def bench_vision(
     model: list[str] = typer.Option(["vgg11", "resnet20"], metavar="NAME", help="Architectures."),
     seeds: int = typer.Option(1, help="Pairs of networks per architecture."),
     probe: int = typer.Option(400, help="Unlabelled pictures for matching, repair and refit."),
-    curve: bool = typer.Option(False, "--curve", help="Also score five mixing weights."),
+    method: list[str] = typer.Option(None, "--method", help="Methods to run.  [default: all without dictionaries]"),
+    epochs: int = typer.Option(None, help="Of training the networks.  [default: what one core manages in ten minutes]"),
+    curve: bool = typer.Option(False, "--curve", help="Also score four other mixing weights."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
@@ -133,7 +135,7 @@ def bench_vision(
     from featalign.bench.vision import vision
 
     shares = (0.1, 0.3, 0.7, 0.9) if curve else ()
-    result = vision(model, seeds=seeds, probe=probe, curve=shares, progress=not quiet)
+    result = vision(model, method or None, seeds, probe, curve=shares, epochs=epochs, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import fusion_table
 
@@ -214,3 +216,25 @@ def bench_fusion(
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
         print_rows(result.to_frame().to_dict("records"), False)
+
+
+@bench.command("modes")
+def bench_modes(
+    dataset: str = typer.Option("digits", help="Data set that is dealt to the clients."),
+    clients: int = typer.Option(10, help="Number of clients."),
+    alpha: float = typer.Option(0.1, help="Concentration of the Dirichlet split."),
+    rounds: int = typer.Option(20, help="Rounds from a shared start."),
+    samples: int = typer.Option(0, help="Training samples that are dealt, from the first on; 0 for all."),
+    seed: int = typer.Option(0, help="Of split, initialisation and training."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of the cost of noise here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """What each way of aggregating asks of clients (weights, moments, sums, a probe), and what it reaches."""
+    from featalign.bench.modes import modes
+
+    frame = modes(dataset, clients, alpha, rounds, samples, seed=seed)
+    if figure is not None:
+        from featalign.plots.federated import noise_cost
+
+        noise_cost(frame).write_html(figure, include_plotlyjs=True)
+    print_rows(frame.astype(object).where(frame.notna(), None).to_dict("records"), as_json)

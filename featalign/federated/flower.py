@@ -300,6 +300,8 @@ def _packed(order: Order) -> RecordDict:
             "order-seed": order.order_seed,
             "wants": list(order.wants),
             "train": order.train,
+            "peers": list(order.peers),
+            "share": order.share,
         }
     )
     parts = {ARRAYS: order.weights, "control": order.control}
@@ -312,7 +314,8 @@ def _order(content: RecordDict, client: str) -> Order:
     wants = tuple(config.get("wants", ()))
     init, order = (int(config.get(key, 0)) for key in ("init-seed", "order-seed"))
     training = bool(config.get("train", True))
-    return Order(int(config["server-round"]), client, weights, control, init, order, wants, training)
+    peers, share = tuple(config.get("peers", ())), float(config.get("share", 1.0))
+    return Order(int(config["server-round"]), client, weights, control, init, order, wants, training, peers, share)
 
 
 def _packed_report(report: Report) -> RecordDict:

@@ -30,6 +30,7 @@ class Order:
         init_seed, order_seed: of a start of its own, and of the order of samples.
         wants: kinds to send back besides weights and statistics.
         train: whether to train; otherwise these are the weights of a network to be calibrated (`calibrate.py`).
+        peers, share: of a calibration whose moments travel masked (`sums.py`): everybody in the sum, own weight in it.
     """
 
     round: int
@@ -40,6 +41,8 @@ class Order:
     order_seed: int = 0
     wants: tuple[str, ...] = ()
     train: bool = True
+    peers: tuple[str, ...] = ()
+    share: float = 1.0
 
     def bytes(self) -> dict[str, int]:
         """By kind, of what goes down."""

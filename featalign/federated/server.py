@@ -23,6 +23,7 @@ from featalign.federated.messages import Failure, Order, Report, State
 from featalign.federated.record import Closed, Exchange, client_rows, round_row, traffic_rows
 from featalign.federated.result import FederatedResult, RoundRow
 from featalign.federated.select import SELECTIONS, Draw
+from featalign.federated.sums import summed
 from featalign.federated.weigh import WEIGHINGS, Weights, importance_of
 from featalign.options import bind_options, check
 
@@ -188,18 +189,27 @@ class Server:
         """Ask the clients of the round for moments of the network that was just made, and solve its readout."""
         if ask is None:
             raise BadOption("calibrate asks clients a second time in a round, which this engine does not; leave it out")
-        wants, number = ("moments",), self.round + 1
-        orders = [Order(number, report.client, self.weights, wants=wants, train=False) for report in reports]
+        names, number = tuple(report.client for report in reports), self.round + 1
+        shares = {name: float(share) for name, share in zip(names, weights.mixing)}
+        together = self.settings.fuse.calibrate == "masked"
+        secret = 1000 * self.settings.seed + number
+        orders = [
+            Order(
+                number, name, self.weights, order_seed=secret, wants=("moments",), train=False,
+                peers=names if together else (), share=shares[name],
+            )
+            for name in names
+        ]  # fmt: skip
         answers, faults = examine(ask(orders), orders, {}, self.settings.deadline)
-        mixing = {report.client: share for report, share in zip(reports, weights.mixing)}
         module = self.federation.make(0)
         module.load_state_dict(self.weights)
         name = readout_of(module, self.federation.example)
-        total = sum(mixing[answer.client] for answer in answers)
-        if total > 0:
-            gram = sum(
-                (float(mixing[a.client] / total) * a.moments[name].double() for a in answers), torch.zeros(()).double()
-            )
+        total = sum(shares[answer.client] for answer in answers)
+        if total > 0 and (not together or len(answers) == len(orders)):  # masks of who stays away do not cancel
+            parts = [answer.moments[name] for answer in answers]
+            gram = summed([{name: part} for part in parts])[name] if together else torch.zeros(())
+            for answer, part in zip(() if together else answers, parts):
+                gram = gram + shares[answer.client] / total * part.double()
             calibrate(module, self.federation.example, gram, self.settings.fuse.ridge)
             self.weights = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
         return Exchange(orders, answers, faults)

@@ -23,7 +23,7 @@ from featalign.data.partition import client_names
 from featalign.data.task import TASKS, Task
 from featalign.dictionaries.store import cached_dictionaries
 from featalign.errors import BadOption, SpaceMismatch
-from featalign.fuse.choose import AUTO, nearest_client
+from featalign.fuse.choose import AUTO, distances, nearest_client
 from featalign.fuse.engine import solve
 from featalign.fuse.methods import METHODS, require
 from featalign.fuse.problem import FusionProblem, mixing_weights
@@ -84,6 +84,7 @@ def fuse(
         device: where everything runs.
         options: of the method.
 
+    `notes["distance_to_ensemble"]` says how far every client and the fused network are from all clients together.
     Raises a `FeatalignError` of one line for anything that does not fit, before the work that it would spoil.
     """
     _check(method, task, options)
@@ -103,10 +104,7 @@ def fuse(
             device=device,
         )  # fmt: skip
         cohort.task.check_head(None if head == "none" else head)
-        sizes = [len(module.state_dict()) for module in modules]
-        layouts = [
-            layouts[sizes.index(max(sizes))] if size < max(sizes) else layout for size, layout in zip(sizes, layouts)
-        ]
+        layouts = _deepest(modules, layouts)
         problem = FusionProblem(cohort, _mixing(mixing, len(cohort)), place)
         if open_place:
             place = nearest_client(cohort, problem.mixing)
@@ -121,6 +119,7 @@ def fuse(
             problem, method, refit=refit, repair=repair, head=head, ridge=ridge, head_ridge=head_ridge, steps=steps,
             **options,
         )  # fmt: skip
+        notes["distance_to_ensemble"] = distances(problem, result.module)
         module, layout = _restored(cohort, result.module, layouts[place], canonical, notes)
         result = replace(
             result, module=module, notes={**notes, **result.notes}, clients=cohort.names, reference=place,

@@ -80,9 +80,7 @@ def _of_space(problem: FusionProblem, module: nn.Module, space: Space, bases: Se
             read.append(basis.encode(((fused[half:] - mean_in) @ reading + mean_out).float()).double())
     threshold = [max(0.5, _chance(a, b)) for a, b in zip(own, read)]
     present = [_diagonal(a, b) >= t for a, b, t in zip(own, read, threshold)]
-    return [
-        _of_client(space.name, k, own, read[k], threshold[k], present) for k in range(len(bases))
-    ]
+    return [_of_client(space.name, k, own, read[k], threshold[k], present) for k in range(len(bases))]
 
 
 def _of_client(

@@ -38,7 +38,9 @@ def methods_table(frame: pd.DataFrame) -> go.Figure:
                 figure.add_vline(x=value, line={"color": colour, "dash": "dot"}, row=1, col=column)
         figure.update_xaxes(title_text=str(own["metric"].iloc[0]), row=1, col=column)
     figure.update_layout(barmode="group")
-    return styled(figure, "Fused networks by method (lines: clients and their ensemble)", "", "", 200 + 26 * len(methods))
+    return styled(
+        figure, "Fused networks by method (lines: clients and their ensemble)", "", "", 200 + 26 * len(methods)
+    )
 
 
 def fates(frame: pd.DataFrame) -> go.Figure:

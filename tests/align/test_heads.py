@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from featalign.align.pair import Pair
 from featalign.clients import Cohort, build
 from featalign.clients.families.vit import ViTConfig
 from featalign.errors import SpaceMismatch
@@ -39,6 +40,12 @@ def test_a_planted_order_of_heads_is_found(planted: FusionProblem, method: str) 
     x = planted.cohort.probe.tensor
     fused = solve(planted, method).module
     assert output_change(outputs_of(planted.clients[1], x), outputs_of(fused, x)) < 1e-4
+
+
+def test_a_stream_is_read_at_every_depth(planted: FusionProblem) -> None:
+    pair = Pair(planted.pair(0), planted.graph.hidden[0].name)
+    assert len(planted.graph[pair.name].whole_sites) > 6
+    assert pair.moments.count > 6 * planted.pair(0).moments[pair.name].count
 
 
 def test_costs_need_no_covariances_within_a_stream() -> None:

@@ -176,3 +176,20 @@ def test_the_page_is_built_from_the_files(results):
     (folder / "broken.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(CorruptFile):
         page(folder)
+
+
+def test_the_command_prints_a_section_and_the_page(tmp_path):
+    from typer.testing import CliRunner
+
+    from featalign.cli import app
+
+    words = ["bench", "paper", "sinkhorn", "--dataset", "digits", "--seeds", "1", "--epochs", "1", "--quiet"]
+    words += ["--augmented", "0", "--option", "eps=0.1", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0 and "Section S4" in done.stdout and "| exact |" in done.stdout, done.stdout
+    again = CliRunner().invoke(app, ["bench", "paper", "report", str(tmp_path)])
+    assert "featalign bench paper sinkhorn --dataset digits --seeds 1 --option eps=0.1 --epochs 1" in again.stdout
+    assert isinstance(CliRunner().invoke(app, ["bench", "paper", "report"]).exception, BadOption)
+    bad = ["bench", "paper", "sinkhorn", "--option", "width=3"]
+    assert isinstance(CliRunner().invoke(app, bad).exception, BadOption)
+    assert isinstance(CliRunner().invoke(app, ["bench", "paper", "nothing"]).exception, UnknownName)

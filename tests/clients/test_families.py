@@ -169,3 +169,13 @@ def test_bad_configurations():
             make()
     with pytest.raises(UnknownName, match="vgg11"):
         models["vgg"]
+
+
+def test_a_newer_transformer_lens_is_refused_in_one_line(monkeypatch):
+    """Version 4 has no `HookedTransformer`; nothing else here needs it."""
+    import transformer_lens
+
+    monkeypatch.delattr(transformer_lens, "HookedTransformer")
+    assert build(MLPConfig(4, hidden=(3,)), seed=0)(torch.randn(2, 4)).shape == (2, 10)
+    with pytest.raises(BadOption, match=r"pip install 'transformer-lens<4'"):
+        build(DecoderConfig(vocabulary=5), seed=0)

@@ -1,15 +1,12 @@
 """Every page of the site has an example, and all of them run, one process for all pages."""
 
-import subprocess
-import sys
-
 import pytest
 
-from tests.documents.given import GIVEN, ROOT, blocks
+from tests.documents.given import BESIDES, GIVEN, ROOT, blocks, run_here
 
 WITHOUT = {
     *("index.md", "install.md", "bibliography.md"),  # a menu, commands and a list
-    *("results.md", "superposition.md", "vision.md"),  # tables, each with its command
+    "vision.md",  # tables, each with its command
 }
 RUNNER = """
 import sys, traceback
@@ -38,11 +35,10 @@ def test_code_of_the_pages_runs(half, tmp_path):
         found = blocks((ROOT / "docs" / name).read_text())
         if found:
             scripts.append(f"{name.removesuffix('.md').replace('-', '_')}.py")
-            (tmp_path / scripts[-1]).write_text("\n".join(found))
+            (tmp_path / scripts[-1]).write_text("\n".join([BESIDES.get(name, ""), *found]))
     for name, text in (("given.txt", GIVEN), ("runner.py", RUNNER)):
         (tmp_path / name).write_text(text)
-    command = [sys.executable, "runner.py", "given.txt", *scripts]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = run_here("runner.py", "given.txt", *scripts, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -2,12 +2,10 @@
 
 import functools
 import re
-import subprocess
-import sys
 
 import pytest
 
-from tests.documents.given import GIVEN, ROOT, blocks, documents
+from tests.documents.given import GIVEN, ROOT, blocks, documents, run_here
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
@@ -17,7 +15,7 @@ def test_code_runs(name, tmp_path):
     assert found
     script = tmp_path / "script.py"
     script.write_text("\n".join([GIVEN, *found]))
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    done = run_here(str(script), cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "page" / "report.html").is_file()
 

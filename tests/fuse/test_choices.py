@@ -13,12 +13,12 @@ from featalign.clients import Cohort
 from featalign.clients.families.resnet import ResNet20Config
 from featalign.data import Inputs
 from featalign.errors import BadOption
-from featalign.fuse import FusionProblem, solve
+from featalign.fuse import FusionProblem, reduce, solve
 from featalign.fuse.choose import agreement, distance, head_of, nearest_client
 from featalign.fuse.methods.pools import LEANS
 from featalign.fuse.readout import Sample
 from featalign.fuse.repair import survive
-from featalign.spaces.capture import evaluating
+from featalign.spaces.capture import evaluating, stream
 
 from .conftest import network, permuted, problem_of
 from .modules import shaken
@@ -142,3 +142,19 @@ def settled(config, seed, data):
     with torch.no_grad():
         module.train()(data)
     return module.eval()
+
+
+def test_units_of_many_clients_are_chosen_on_fewer_inputs_and_all_the_same(probe, monkeypatch):
+    clients = [network(), permuted(network()), permuted(network(), 4)]
+    monkeypatch.setattr(reduce, "POOL", 8)
+    seen = []
+
+    def counting(module, inputs, sites):
+        seen.append(len(inputs))
+        return stream(module, inputs, sites)
+
+    monkeypatch.setattr(reduce, "stream", counting)
+    found = solve(problem_of(clients, probe), "zip").module
+    assert max(seen) == 4 * 16 < len(probe)
+    want = outputs(clients[2], probe)
+    assert float((outputs(found, probe) - want).abs().max()) <= 1e-4 * float(want.abs().max())

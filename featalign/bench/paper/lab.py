@@ -89,18 +89,16 @@ class Lab:
         factors: Sequence[float] = (),
         **options: Any,
     ) -> list[Client]:
-        """Clients of a partition; `factors` are their widths relative to the paper's."""
+        """Clients of a partition, of the paper's widths or of `factors` times them, one factor per client."""
         parts = partition(self.data.train_labels, scheme, clients, seed, self.data.class_names, **options)
+        if not factors:
+            settings = (self.config(), self.recipe(), seed, self.progress)
+            return train_clients(self.data, parts, *settings, shared_init=shared_init)
         found = []
-        for factor in sorted(set(factors or (1.0,))):
-            chosen = [k for k in range(clients) if not factors or factors[k] == factor]
-            dealt = [part if k in chosen else part[:0] for k, part in enumerate(parts.indices)]
-            kept = replace(parts, indices=tuple(dealt))
-            trained = train_clients(
-                self.data, kept, self.config(factor), self.recipe(), seed, self.progress, shared_init=shared_init
-            )
-            found += [(k, trained[k]) for k in chosen]
-        return [client for _, client in sorted(found, key=lambda pair: pair[0])]
+        for k, factor in enumerate(factors):
+            own = replace(parts, indices=parts.indices[k : k + 1], counts=parts.counts[k : k + 1])
+            found += train_clients(self.data, own, self.config(factor), self.recipe(), seed, self.progress)
+        return found
 
     def whole(self, seed: int, count: int = 1, factor: float = 1.0) -> list[nn.Module]:
         """Networks from `count` initialisations, each trained on the whole training split."""

@@ -19,6 +19,7 @@ from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.rule import identity_alignment
 
+SAME = 1e-9  # divergence of an average from the ensemble below which there is nothing to learn
 EVALUATED = 256  # inputs per batch where nothing is learned
 NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -36,10 +37,10 @@ def learned(
 ) -> Proposal:
     """Permutations and rotations learned by gradient: the average is to do what the ensemble does on the probe.
 
-    Every client is aligned to the reference by the matcher `start`; then `updates` of Adam at rate `lr` on `batch` inputs
-    lower the divergence of `(1 - t) B + t S(A)` from the ensemble of both at the same weights, `t` drawn within
-    `spread / 2` of one half. What comes back are exact symmetries. Source: Theus et al. 2025, with the ensemble in
-    place of labels.
+    Every client is aligned to the reference by the matcher `start`; then `updates` of Adam at rate `lr`, on `batch`
+    inputs each, lower the divergence of `(1 - t) B + t S(A)` from the ensemble of both at the same weights, `t` drawn
+    within `spread / 2` of one half. What comes back are exact symmetries. Source: Theus et al. 2025, with the ensemble
+    in place of labels.
     """
     for name, value, low in (("updates", updates, 0), ("batch", batch, 1)):
         if value < low:
@@ -75,6 +76,8 @@ def _learn(
     optimiser = torch.optim.Adam(symmetries.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(updates, 1))
     before = network.divergence(task, problem.cohort.refit_inputs)
+    if before < SAME:
+        return start, {"before": before, "after": before}
     for inputs in _drawn(problem, batch, updates, generator):
         share = 0.5 + spread * (float(torch.rand((), generator=generator)) - 0.5)
         loss = network.loss(task, inputs, share)

@@ -8,6 +8,7 @@ import pandas as pd
 
 from featalign.data.task import TASKS, Metric
 from featalign.report.page import Section, page, paragraph, rich
+from featalign.studies.diagnose.config import MEASURED
 from featalign.studies.result import config_dict
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ def _measures(result: DiagnoseResult, layer: str, section: Section) -> None:
         mark = "" if row["evidence"] or null == "–" else "No evidence: the interval covers the null. "
         rows.append([label, f"{row['value']:.2f}", interval, null, row["count"], mark + meaning])
     words = (
-        "Interval: 95 % bootstrap over the items behind a value (units, latents, samples or classes). Null: what the "
+        f"On at most {MEASURED} rows. Interval: 95 % bootstrap over the items behind a value (units, latents, samples "
+        "or classes). Null: what the "
         "same gives where there is nothing to find."
     )
     section.text(words).table(["measure", "value", "interval", "null", "items", "what it is"], rows, wide=True)
@@ -237,8 +239,9 @@ def _limits(result: DiagnoseResult) -> Section:
         "always reach a layer through one unit look like one feature. Monosemantic is therefore said only of units "
         "whose driving inputs are of one kind: one significant direction of the inputs, weighed by the unit's "
         "activation (spike-triggered covariance). Where rows of activations tell no input that is not measured.",
-        "The control with shuffled weights keeps the data's own structure and the scale of the weights; batch "
-        "statistics are estimated again on the data. Differences from it are what training did. Shuffling each unit's "
+        "Controls with shuffled weights keep the data's own structure and the scale of the weights; batch "
+        "statistics are estimated again on the data. Differences from all draws are what training did. Shuffling each "
+        "unit's "
         "samples keeps what units do alone; what is lost is what they do together.",
         "Partners on the cards are the best correlated latents of other dictionaries on the same inputs; a tie is "
         "within .01. The class effect is the mean change of each output when the latent is taken out where it fires.",

@@ -20,7 +20,7 @@ from featalign.dictionaries import Dictionary, as_basis
 from featalign.dictionaries.preflight import inspect
 from featalign.errors import FeatalignError, ProbeError, TaskError
 from featalign.spaces.graph import Space
-from featalign.spaces.naming import hook_name_of
+from featalign.spaces.naming import provenance
 from featalign.spaces.splice import splice
 from featalign.studies.diagnose.budget import Budget
 from featalign.studies.diagnose.cards import Cards
@@ -31,8 +31,9 @@ from featalign.studies.diagnose.places import check_bases, chosen_spaces
 from featalign.studies.diagnose.result import DiagnoseResult
 from featalign.studies.diagnose.rows import FunctionRow, LayerRow
 from featalign.studies.diagnose.seen import embedded
-from featalign.studies.diagnose.verdicts import MODEL, WEIGHTS
+from featalign.studies.diagnose.verdicts import DRAW, MODEL, WEIGHTS
 from featalign.studies.features.reading import ROWS, Reading, read
+from featalign.tracking import Log
 
 FEWEST = 40  # inputs below which nothing is worth starting
 SPLICED = 2000  # inputs that loss recovered is measured on
@@ -55,6 +56,7 @@ def diagnose(
     out: Path | str | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    log: Log | None = None,
     **settings: Any,
 ) -> DiagnoseResult:
     """Diagnose every hidden layer of a network: is it superposed, did training change it, what do units carry?
@@ -74,7 +76,9 @@ def diagnose(
             known.
         tokenizer: for data given as strings; its `decode` puts text on the page.
         out: folder to write, page included.
-        settings: other fields of `DiagnoseConfig`: width, k, steps, sweep_steps, samples, held_out, firing_rate.
+        log: receives the metrics of the dictionaries as they are trained, `log(metrics, step)` (see `fa.tracking`).
+        settings: other fields of `DiagnoseConfig`: width, k, steps, sweep_steps, samples, held_out, draws,
+            firing_rate.
 
     Controls: the same network with the entries of each weight tensor shuffled (batch statistics estimated again), the
     same layer with each unit's samples shuffled, random directions. Raises `DictionaryError` in seconds where the data
@@ -91,7 +95,7 @@ def diagnose(
         facts = {"title": title, "network_saw_held_out": "no" if held is not None else "unknown"}
         result = _diagnose(
             [model, *(partners or {}).values()], [MODEL, *(partners or {})], source, held, task, class_names,
-            dictionaries or {}, config, facts, tokenizer, progress,
+            dictionaries or {}, config, facts, tokenizer, progress, log,
         )  # fmt: skip
         if out is not None:
             result.save(out, overwrite)
@@ -138,6 +142,7 @@ def _diagnose(
     facts: Mapping[str, Any],
     tokenizer: Any,
     progress: bool,
+    log: Log | None = None,
 ) -> DiagnoseResult:
     from tqdm.auto import tqdm
 
@@ -150,7 +155,9 @@ def _diagnose(
     chosen, skipped = chosen_spaces(cohort, config.spaces, tuple(bases))
     check_bases(cohort, bases)
     budgets = _budgets(cohort, chosen, source, config, bases, skipped)
-    every = {MODEL: cohort.modules[0], WEIGHTS: shuffled_weights(cohort.modules[0], source)}
+    every = {MODEL: cohort.modules[0]}
+    for draw in range(config.draws):
+        every[f"{DRAW}{draw + 1}" if draw else WEIGHTS] = shuffled_weights(cohort.modules[0], source, draw)
     every |= dict(zip(cohort.names[1:], cohort.modules[1:]))
     chosen = [space for space in chosen if space.name in budgets]
     sites = [space.after for space in chosen]
@@ -161,7 +168,7 @@ def _diagnose(
     frames: dict[str, Any] = {}
     shown: dict[str, Any] = {}
     for space in tqdm(chosen, disable=not progress, desc="layers"):
-        layer = _layer(cohort, space, train, seen, held, budgets[space.name], config, same, bases.get(space.name))
+        layer = _layer(cohort, space, train, seen, held, budgets[space.name], config, same, bases.get(space.name), log)
         frames.setdefault("layers", []).append(layer.examine())
         for name, rows in layer.rows.items():
             frames.setdefault(name, []).extend(rows)
@@ -230,6 +237,8 @@ def _budgets(
     failed: FeatalignError | None = None
     few = source.subset(slice(0, min(64, len(source))))
     sample = read({MODEL: cohort.modules[0]}, few, [space.after for space in chosen])
+    if chosen and not any(sample.total.values()):
+        raise ProbeError("attention_mask leaves no token of the inputs: there is nothing to diagnose; check the masks")
     for space in chosen:
         rows = min(ROWS, round(sample.total[space.after] / len(few) * len(source)))
         own = config
@@ -264,6 +273,7 @@ def _layer(
     config: DiagnoseConfig,
     same: bool,
     given: Any,
+    log: Log | None = None,
 ) -> Layer:
     site = space.after
     origins = seen.origins[site]
@@ -273,7 +283,7 @@ def _layer(
     return Layer(
         space.name, space.size, {name: rows[site] for name, rows in train.rows.items()},
         {name: rows[site] for name, rows in seen.rows.items()}, labels, embedded(held, origins), budget, config,
-        "training" if same else "held-out", bare, hook_name=hook_name_of(cohort.modules[0], site),
+        "training" if same else "held-out", bare, provenance(cohort.modules[0], site, held), log,
     )  # fmt: skip
 
 

@@ -27,7 +27,11 @@ class RunSettings:
         select, weigh, fuse, algorithm: registered names: selection, weighing, fusion method, local algorithm.
         select_options, weigh_options, fuse_options, algorithm_options: of those.
         refit: no, on the public probe (true), or from the clients' moments alone ("moments").
-        calibrate: solve the readout of the fused network from sums over the clients, in a second exchange.
+        calibrate: solve the readout of the fused network from sums over the clients, in a second exchange; "masked"
+            sends summands that only their sum can be read from.
+        match: units by the method, or by Gromov transport between the clients' Gram matrices ("gromov").
+        probe_kind: public, or drawn from Gaussians of the clients' inputs (synthetic).
+        noise: Gaussian, on moments that leave a client, in units of each Gram matrix's mean diagonal.
         repair: of statistics; none as the method decides.
         head: target of the readout in the refit; none for the task's first.
         ridge: of the refit, relative to each Gram matrix.
@@ -49,7 +53,10 @@ class RunSettings:
     fuse: str = "vanilla"
     fuse_options: Mapping[str, Any] = field(default_factory=dict)
     refit: bool | Literal["moments"] = False
-    calibrate: bool = False
+    calibrate: bool | Literal["masked"] = False
+    match: Literal["method", "gromov"] = "method"
+    probe_kind: Literal["public", "synthetic"] = "public"
+    noise: float = 0.0
     repair: bool | None = None
     head: str | None = None
     ridge: float = 1e-2
@@ -85,9 +92,17 @@ class RunSettings:
             (self.select, self.select_options),
             (self.weigh, self.weigh_options),
             Fusing(
-                self.fuse, self.fuse_options, self.refit, self.repair, self.head, self.ridge, calibrate=self.calibrate
+                self.fuse,
+                self.fuse_options,
+                self.refit,
+                self.repair,
+                self.head,
+                self.ridge,
+                calibrate=self.calibrate,
+                probe=self.probe_kind,
+                match=self.match,
             ),
-            Local(self.algorithm, self.algorithm_options, train),
+            Local(self.algorithm, self.algorithm_options, train, noise=self.noise),
             start=self.start,
             server_lr=self.server_lr,
             momentum=self.momentum,

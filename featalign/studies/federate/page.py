@@ -54,7 +54,7 @@ def _scores(config: FederateConfig, table: pd.DataFrame, metric: Metric) -> Sect
     for run, row in table.iterrows():
         settings = each[str(run)]
         refit = {False: "none", True: "public probe", "moments": "moments only"}[settings.refit]
-        refit += ", readout from sums" * settings.calibrate
+        refit += ", readout from sums" * bool(settings.calibrate)
         how = f"{settings.select} x {settings.weigh} x {settings.fuse}"
         numbers = [metric.shown(row[name]) for name in (metric.name, "best", "worst tenth")]
         sizes = [f"{row['MB up']:.1f}", f"{row['MB down']:.1f}", int(row["faults"]), f"{row['seconds']:.1f}"]
