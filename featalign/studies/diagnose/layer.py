@@ -52,7 +52,8 @@ class Layer:
         budget: of its dictionaries; given: a basis to diagnose instead of the first seed's.
         place: what its dictionaries record of where they belong (`spaces.naming.provenance`).
         log: receives the metrics of the model's dictionaries.
-        bases: by network; draws: of the second and later draws of shuffled weights; seeds: of the model, one per seed; matches: of the first with each other.
+        bases: by network; draws: of the second and later draws of shuffled weights; seeds: of the model, one per seed;
+            matches: of the first with each other.
         rows: of the frames.
     """
 
