@@ -1,4 +1,4 @@
-"""Verdicts from arrays alone: every draw of the control counts, and every sentence carries its dictionaries' quality."""
+"""Verdicts from arrays alone: every draw of the control counts, every sentence carries its dictionaries' quality."""
 
 import numpy as np
 import pytest
