@@ -44,8 +44,8 @@ def section(result: PaperResult) -> str:
     config, facts = result.config, result.facts
     lines = [
         f"## {entry.source}: {entry.question[0].lower()}{entry.question[1:]} ({config['dataset']})\n",
-        f"`{result.command}`\n",
-        f"Test accuracy in per cent, mean of {config['seeds']} seeds with the half-width of its 95 % interval; "
+        f"`{result.command} --seeds {config['seeds']}`\n",
+        f"Test accuracy in per cent, {_seeds(config['seeds'])}; "
         f"{config['probe']} unlabelled inputs, refits on {config['augmented']:,} made of them. "
         f"{facts['seconds']:.0f} s, at most {facts['peak_memory_gb']:.1f} GB.\n",
     ]
@@ -53,6 +53,10 @@ def section(result: PaperResult) -> str:
         lines += [f"**{part}**, by {entry.axis}\n", table(frame[frame["part"] == part]), ""]
     lines += [*published(entry, frame), *(f"* Differs: {text}." for text in entry.deviations), ""]
     return "\n".join(lines)
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds with the half-width of its 95 % interval"
 
 
 def table(frame: pd.DataFrame) -> str:
