@@ -1,4 +1,5 @@
-"""Neuron interpolation: units of all clients in groups, whose importance-weighted means the fused layers are fitted to."""
+"""Neuron interpolation: units of all clients in groups, whose importance-weighted means the fused layers are fitted to.
+"""
 
 from __future__ import annotations
 
