@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -11,15 +12,18 @@ CITATION = re.compile(rf"{NAME}(?:, {NAME})*(?:,? and {NAME}| et al\.)?,? \(?(?:
 ENTRY = re.compile(r"^\* <a id=\"([\w-]+)\"></a>\*\*(.+? \d{4})\.\*\*", re.M)
 
 
-def key(citation: str) -> str:
-    """A citation in one spelling: `Rahimi, Kalogerias (2025` is `rahimi and kalogerias 2025`."""
-    words = re.sub(r"[()]", "", citation).replace(", and ", " and ").replace(",", "")
-    return " ".join(word for word in words.lower().split() if word != "and")
+@functools.cache
+def anchors() -> dict[tuple[str, str], str]:
+    """`{(first author, year): anchor}` of the page."""
+    found = ENTRY.findall(PAGE.read_text(encoding="utf-8"))
+    return {(re.findall(NAME, cited)[0].lower(), cited[-4:]): anchor for anchor, cited in found}
 
 
-def anchors() -> dict[str, str]:
-    """`{citation in one spelling: anchor}` of the page."""
-    return {key(cited): anchor for anchor, cited in ENTRY.findall(PAGE.read_text(encoding="utf-8"))}
+def anchor_of(citation: str) -> str | None:
+    """The entry of a citation, whether it names all authors, the first and others, or a title before them."""
+    known, year = anchors(), re.findall(r"\d{4}", citation)[-1]
+    authors = [name.lower() for name in re.findall(NAME, citation)]
+    return next((known[author, year] for author in authors if (author, year) in known), None)
 
 
 def cited_in(text: str) -> set[str]:

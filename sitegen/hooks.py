@@ -57,11 +57,10 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
         content, r"<(pre|a|h\d|autoref)\b.*?</\1>", lambda text: re.sub(r"<code>([^<]+)</code>", named, text)
     )
     if own != "bibliography.md":
-        anchors = bibliography.anchors()
         where = files.get_file_from_path("bibliography.md").url_relative_to(page.file)
 
         def cited(match: re.Match[str]) -> str:
-            anchor = anchors.get(bibliography.key(match[0]))
+            anchor = bibliography.anchor_of(match[0])
             return match[0] if anchor is None else f'<a href="{where}#{anchor}">{match[0]}</a>'
 
         content = outside(

@@ -7,6 +7,7 @@ all the same.
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,14 @@ def page(name: str, drawn: set[str] | None = None) -> str:
 
 
 def paragraph(method: Any) -> str:
-    """The docstring of the function that was registered."""
-    return inspect.cleandoc(inspect.unwrap(method.function).__doc__ or method.summary)
+    """The docstring of the function that was registered, its arguments as a list."""
+    text = inspect.cleandoc(inspect.unwrap(method.function).__doc__ or method.summary)
+    if "Args:" not in text:
+        return text
+    before, _, rest = text.partition("Args:\n")
+    listed, _, after = rest.partition("\n\n")
+    items = re.sub(r"^    (\w+): ", r"* `\1`: ", re.sub(r"\n {8}", " ", listed), flags=re.M)
+    return f"{before}{items}\n\n{after}".strip()
 
 
 def generic(method: Any) -> str:

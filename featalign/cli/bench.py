@@ -147,14 +147,15 @@ def bench_vision(
 def bench_barrier(
     pair: str = typer.Option("editions", help="editions (modern against First Folio spelling) or seeds."),
     steps: int = typer.Option(1000, help="Training steps of each transformer."),
+    method: list[str] = typer.Option(None, metavar="NAME", help="Registered methods.  [default: a selection]"),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the curves here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Loss between two character transformers, by the basis in which their weights are interpolated."""
-    from featalign.bench.barrier import barrier, barriers, curves, parents
+    from featalign.bench.barrier import METHODS, barrier, barriers, curves, parents
 
-    result = barrier(pair, steps=steps, progress=not quiet)
+    result = barrier(pair, method or METHODS, steps=steps, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import barrier_curves
 
@@ -164,3 +165,77 @@ def bench_barrier(
     print_rows(rows, as_json)
     if not as_json:
         typer.echo("parents {:.3f} and {:.3f} nats".format(*parents(result)))
+
+
+@bench.command("match")
+def bench_match(
+    latents: int = typer.Option(2048, help="Latents of either client."),
+    samples: int = typer.Option(100_000, help="Rows of shared inputs."),
+    active: int = typer.Option(32, help="Latents active per row."),
+    shuffled: bool = typer.Option(True, help="Also match after shuffling: how many pairs are left."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Planted sparse codes of two clients: time, memory, and what is found of pairs, splits and own features."""
+    import json
+    from dataclasses import asdict
+
+    from featalign.bench.match import match_row, table_rows
+
+    row = match_row(latents, samples, active, shuffled)
+    if as_json:
+        typer.echo(json.dumps(asdict(row), indent=2))
+    else:
+        print_table(list(table_rows([row])))
+
+
+@bench.command("fusion")
+def bench_fusion(
+    pair: list[str] = typer.Option(
+        None, metavar="NAME", help="mnist-mlp, digits-resnet20, digits-vit, characters.  [default: all]"
+    ),
+    method: list[str] = typer.Option(
+        None, metavar="NAME", help="Registered methods.  [default: all that need no dictionary]"
+    ),
+    seeds: int = typer.Option(1, help="Repetitions; seed s trains pairs of its own."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Every fusion method on four small pairs of networks: score, seconds, memory, before and after the refit."""
+    import json
+
+    from featalign.bench.fusion import fusion
+
+    if seeds < 1:
+        raise BadOption(f"--seeds {seeds}; give at least 1")
+    result = fusion(pair or (), method or (), seeds, progress=not quiet)
+    if figure is not None:
+        from featalign.plots.fusion import methods_table
+
+        methods_table(result.to_frame()).write_html(figure)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        print_rows(result.to_frame().to_dict("records"), False)
+
+
+@bench.command("modes")
+def bench_modes(
+    dataset: str = typer.Option("digits", help="Data set that is dealt to the clients."),
+    clients: int = typer.Option(10, help="Number of clients."),
+    alpha: float = typer.Option(0.1, help="Concentration of the Dirichlet split."),
+    rounds: int = typer.Option(20, help="Rounds from a shared start."),
+    samples: int = typer.Option(0, help="Training samples that are dealt, from the first on; 0 for all."),
+    seed: int = typer.Option(0, help="Of split, initialisation and training."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of the cost of noise here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """What each way of aggregating asks of clients (weights, moments, sums, a probe), and what it reaches."""
+    from featalign.bench.modes import modes
+
+    frame = modes(dataset, clients, alpha, rounds, samples, seed=seed)
+    if figure is not None:
+        from featalign.plots.federated import noise_cost
+
+        noise_cost(frame).write_html(figure, include_plotlyjs=True)
+    print_rows(frame.astype(object).where(frame.notna(), None).to_dict("records"), as_json)

@@ -45,6 +45,9 @@ def fuse(
     samples: int = typer.Option(400, help="Number of inputs drawn where the probe is a shipped data set."),
     canonical: bool = typer.Option(False, "--canonical", help="Keep norms folded where the layout cannot hold them."),
     seed: int = typer.Option(0, help="Of whatever is drawn."),
+    base: Path = typer.Option(
+        None, metavar="DIR", help="Weights that all networks were trained from, for ties and task-arithmetic."
+    ),
     device: str = typer.Option(None, help="Where networks run: cpu, cuda.  [default: cpu]"),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run folder."),
     as_json: bool = typer.Option(False, "--json", help="Print what fusion.json holds."),
@@ -79,6 +82,7 @@ def fuse(
         out=out,
         overwrite=overwrite,
         seed=seed,
+        base=base,
         device=device,
         **options,
     )

@@ -23,6 +23,7 @@ from featalign.data.task import Task, task_of
 from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, ProbeError, TraceError
 from featalign.spaces import Canonical, canonical, trace, weakest
 from featalign.spaces.capture import evaluating
+from featalign.spaces.depth import equally_deep
 from featalign.spaces.graph import SpaceGraph
 
 
@@ -81,6 +82,7 @@ class Cohort:
         seed: int = 0,
         base: nn.Module | None = None,
         device: torch.device | str | None = None,
+        read_only: bool = False,
     ) -> Cohort:
         """Validate and trace clients.
 
@@ -94,6 +96,9 @@ class Cohort:
             refit_inputs: an extension of the probe.
             reference: index of the client whose layout `restore` gives.
             base: the network that all clients were trained from.
+            read_only: weights stay as they are: no norms are folded, and networks whose spaces cannot be traced (or
+                whose parameters go by other names, such as a TransformerBridge) have none. Their sites are read by
+                name (`spaces.resolve_site`).
 
         Raises a `FeatalignError` of one line for no clients, clients of several architectures, parameters that are not
         finite, a probe that a client rejects, and targets that do not fit the task.
@@ -107,8 +112,8 @@ class Cohort:
             raise BadOption(f"two clients are called '{doubled[0]}'; give each its own name")
         for name, module in zip(names, modules):
             check_finite(module, name)
-            require_own_names(name, module)
-        require_one_architecture(names, modules)
+            if not read_only:
+                require_own_names(name, module)
         bases = [] if base is None else [_checked_base(base, names[0], modules[0])]
         counts = None if class_counts is None else counts_of(class_counts, len(modules))
         if device is not None:
@@ -117,20 +122,28 @@ class Cohort:
         inputs = Inputs.of(probe, tokenizer=tokenizer)
         scored = None if evaluate is None else Inputs.of(evaluate, tokenizer=tokenizer, labelled=True)
         example = inputs.example()
+        given, modules = modules, equally_deep(modules, example)
+        require_one_architecture(names, modules)
         outputs = [try_out(module, example, name) for name, module in zip(names, modules)]
         if (extreme := extreme_tokens(inputs)) is not None:
             for name, module in zip(names, modules):
                 try_out(module, extreme, name)
         found = _task(task, scored, inputs, names[0], modules[0], outputs[0], class_names)
-        folded = _folded([*modules, *bases], example)
+        parts = [*modules, *bases]
+        folded = [Canonical(module) for module in parts] if read_only else _folded(parts, example)
         bases, folded = [each.module for each in folded[len(modules) :]], folded[: len(modules)]
-        graphs = tuple(weakest([trace(each.module, example.on(each.module).example) for each in folded]))
+        graphs, untraced = _traced(folded, example, read_only)
         require_one_graph(names, graphs)
         own = tuple(Inputs.of(each, tokenizer=tokenizer) for each in data) if data is not None else ()
         if own and len(own) != len(modules):
             raise BadOption(f"data= holds {len(own)} data sets for {len(modules)} clients; give one each")
         extended = inputs if refit_inputs is None else Inputs.of(refit_inputs, tokenizer=tokenizer)
-        notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
+        notes = tuple(dict.fromkeys((*untraced, *(note for each in folded for note in each.notes))))
+        notes += tuple(
+            f"client {name} was given layers that change nothing, to be as deep as the deepest"
+            for name, before, after in zip(names, given, modules)
+            if len(before.state_dict()) != len(after.state_dict())
+        )
         return cls(
             names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
             own or (inputs,) * len(modules), counts, tuple(keys), seed,
@@ -215,6 +228,20 @@ def _folded(modules: Sequence[nn.Module], example: Batch) -> list[Canonical]:
         return folded
     notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
     return [Canonical(module, notes=("norms are not folded: not all clients allow it", *notes)) for module in modules]
+
+
+def _traced(
+    folded: Sequence[Canonical], example: Batch, read_only: bool
+) -> tuple[tuple[SpaceGraph, ...], tuple[str, ...]]:
+    """Graphs of the clients; empty ones, and why, where they are only read and cannot be traced."""
+    try:
+        if read_only:
+            require_own_names("0", folded[0].module)
+        return tuple(weakest([trace(each.module, example.on(each.module).example) for each in folded])), ()
+    except TraceError as error:
+        if not read_only:
+            raise
+        return tuple(SpaceGraph(()) for _ in folded), (f"spaces were not traced: {error}",)
 
 
 def _row(index: int, tensor: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,13 +16,13 @@ from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
 from featalign.data.task import Task, task_of
 from featalign.errors import BadOption, NotFinite
+from featalign.tracking import Log
 
 VERSION = 1  # raise it when a change here changes trained weights: cached clients are keyed by it
 REPORT = 100  # steps per entry of the losses, where steps are counted instead of epochs
 CHOICES = {"optimizer": ("sgd", "adam"), "schedule": ("constant", "cosine", "one-cycle")}
 LATER = ("steps", "warmup", "flip", "shift", "coarse", "label_smoothing", "channels_last")
 # came later: named in `to_dict` only where set, so that older caches stay valid
-Log = Callable[[Mapping[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def train(
         seed: of the order of samples (and of dropout).
         progress: show a bar over epochs, labelled `name`.
         device: the module moves there and stays.
-        log: called after each epoch with `{"epoch", "step", "loss", "lr"}`.
+        log: called after each epoch, `log({"epoch", "loss", "lr"}, step)` (see `fa.tracking`).
 
     Where `config.steps` counts, an entry of the result stands for `REPORT` steps. Batches of which no target counts are
     left out. Raises `NotFinite` at the first loss, or for final weights, that are NaN or infinite, and `TaskError`
@@ -152,7 +152,7 @@ def train(
                     bar.set_postfix(loss=f"{losses[-1]:.4f}")
                     if log is not None:
                         rate = float(schedule.get_last_lr()[0])
-                        log({"epoch": len(losses), "step": step, "loss": losses[-1], "lr": rate})
+                        log({"epoch": len(losses), "loss": losses[-1], "lr": rate}, step)
                 total, elements = 0.0, 0
         bar.close()
     module.eval()

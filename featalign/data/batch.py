@@ -124,7 +124,7 @@ class Batch:
 def unwrap(outputs: Any) -> torch.Tensor:
     """The output tensor of a module: itself, `.logits` (or another known field), or the first tensor of a tuple.
 
-    Raises `ProbeError` for an object that names no output.
+    Of whatever shape the module gives, `[samples, ...]`. Raises `ProbeError` for an object that names no output.
     """
     if isinstance(outputs, torch.Tensor):
         return outputs

@@ -80,7 +80,8 @@ def cca(a: Activations, b: Activations, components: int | None = None, ridge: fl
     """Canonical directions of two clients' activations of the same samples, `[samples, n]` and `[samples, m]`.
 
     Codes have unit variance and component i of one correlates with component i of the other by `strength[i]`.
-    `ridge` is relative to the mean variance. Source: Hotelling 1936; SVCCA, Raghu et al. 2017.
+    `ridge` is relative to the mean variance. Raises `SpaceMismatch` for different numbers of samples. Source: Hotelling
+    1936; Raghu et al. 2017 (SVCCA).
     """
     a, b = _finite_rows(a), _finite_rows(b)
     if len(a) != len(b):
@@ -129,7 +130,7 @@ def random_dictionary(
 
 
 def random_atoms(width: int, units: int, generator: torch.Generator) -> torch.Tensor:
-    """`[width, units]`: directions drawn uniformly, of unit norm."""
+    """`[width, units]`: directions drawn uniformly, of unit norm. Raises `DictionaryError` for a width below 1."""
     if width < 1:
         raise DictionaryError(f"width {width}; pass at least 1")
     atoms = torch.randn(width, units, generator=generator)

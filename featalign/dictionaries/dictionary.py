@@ -224,7 +224,7 @@ class Dictionary:
             "device": "cpu",
             "apply_b_dec_to_input": not self.design.transcodes,
             "normalize_activations": self.normalize_activations,
-            "reshape_activations": "none",
+            "reshape_activations": "hook_z" if str(self.metadata.get("hook_name")).endswith(".hook_z") else "none",
             **self.design.config(self.tensors, self.k),
             "metadata": {
                 "sae_lens_version": sae_lens_version(),

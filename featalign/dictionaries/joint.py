@@ -54,7 +54,8 @@ def train_crosscoder(
 ) -> Crosscoder:
     """A dictionary whose latents are features of all clients (crosscoder, Lindsey et al. 2024), with TopK for its L1.
 
-    `activations`: `[samples, units]` of every client, of the same samples. Options are those of `train`.
+    `activations`: `[samples, units]` of every client, of the same samples. Options are those of `train`. Raises
+    `SpaceMismatch` for different numbers of samples.
     """
     if len({len(a) for a in activations}) != 1:
         raise SpaceMismatch(f"{[len(a) for a in activations]} samples; give every client the same inputs")
@@ -76,6 +77,8 @@ def train_joint(
     **options: Any,
 ) -> list[Dictionary]:
     """Dictionaries of several clients whose latent j is one and the same feature, split from a crosscoder.
+
+    `activations`: `[samples, units]` of every client, of the same samples.
 
     Client c keeps its block of the decoder (row norms tell how strongly it holds the feature, see
     `fa.measure.relative_norms`) and gets the encoder that best predicts the joint pre-activations from its own
@@ -144,7 +147,7 @@ def sweep(
     progress: bool = False,
     **options: Any,
 ) -> Sweep:
-    """Train dictionaries over sparsity and width: never judge a space by one L0.
+    """Train dictionaries of activations `[samples, units]` over sparsity and width: never judge a space by one L0.
 
     Defaults: half, once and twice the default k; widths 1, 2 and 4 times the units, as far as the data carries.
     """

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,9 @@ from featalign.dictionaries.architectures.base import Tensors
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.quality import assess
 from featalign.dictionaries.refit import CodeMoments, free_decoder, gained_decoder
-from featalign.dictionaries.rows import CHUNK, Rows, place
+from featalign.dictionaries.rows import Rows, place
+from featalign.dictionaries.scaled import Normalised
 from featalign.errors import DictionaryError, NotFinite
-from featalign.spaces.moments import Moments
 from featalign.tracking import Log
 
 HELD_OUT = 0.1
@@ -31,8 +30,6 @@ AUXILIARY = 1.0  # weight of the loss that makes dead latents explain the residu
 CLIP = 1.0  # gradient norm that penalised architectures keep to
 CHECKPOINTS = 10  # per run
 REFIT_ROWS, READ_ROWS = 20_000, 8192  # samples that the final least squares and thresholds are found on
-MOMENTS = 2**27  # entries that mean and scale are taken over
-LARGEST = 1e19  # whose square float32 holds
 
 
 @dataclass(frozen=True)
@@ -51,30 +48,6 @@ class Plan:
 def held_out(samples: int) -> int:
     """Samples kept from training: a tenth, at most 4096."""
     return min(max(1, round(HELD_OUT * samples)), 4096)
-
-
-class Normalised:
-    """Rows of activations `[N, n]` as `(a - mean) / scale`, read when asked for: a memory map stays on disk."""
-
-    def __init__(self, values: Rows, rows: torch.Tensor, metadata: Mapping[str, Any]):
-        self.values = values
-        parts = rows[: max(1, MOMENTS // values.shape[1])].split(max(1, CHUNK // values.shape[1]))
-        first = values[parts[0]].float()
-        if len(parts) == 1:
-            self.mean = first.mean(0)
-            scale = float((first - self.mean).pow(2).mean().sqrt())
-        else:
-            moments = Moments()
-            for part in parts:
-                moments.update(values[part])
-            self.mean, scale = moments.mean.float(), float(moments.variance.mean().sqrt())
-        largest = float(first.abs().max())
-        if not math.isfinite(scale) or largest > LARGEST:
-            raise NotFinite(f"{place(metadata)}: squares of activations up to {largest:.1e} overflow; scale them down")
-        self.scale = max(scale, 1e-12)
-
-    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
-        return (self.values[rows].float() - self.mean) / self.scale
 
 
 class Trainer:

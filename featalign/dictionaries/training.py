@@ -99,7 +99,8 @@ def train_many(
     Returns one list of dictionaries (in the order of `seeds`) per entry of `activations`; `starts` are dictionaries to
     go on from, one per entry. `wanted` takes the options of `train`: width, k, steps, batch_size, lr, allow_narrow. A
     dictionary's numbers do not depend on what it was trained beside, up to float rounding. `log` receives metrics under
-    `client.space.seed/`, of one dictionary plainly.
+    `client.space.seed/`, of one dictionary plainly. Raises what `train` raises, and `SpaceMismatch` for activations and
+    targets of different lengths.
     """
     metadata = metadata or [{} for _ in activations]
     metadata = [{**recorded(acts), **facts} for acts, facts in zip(activations, metadata)]

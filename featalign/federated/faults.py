@@ -168,7 +168,7 @@ def _beside(report: Report, order: Order, reference: State) -> tuple[str, str] |
             return "foreign-dictionary", f"dictionary of space '{space}' belongs to client {owner}, space '{key}'"
         if any(not torch.isfinite(tensor).all() for tensor in dictionary.tensors.values()):
             return "not-finite", f"dictionary of space '{space}'"
-    missing = [kind for kind in order.wants if not getattr(report, kind)]
+    missing = [kind for kind in order.wants if not getattr(report, kind.removeprefix("input-"))]
     return ("architecture", f"{missing[0]} were asked for and are missing") if missing else None
 
 

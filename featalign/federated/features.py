@@ -1,4 +1,4 @@
-"""Features over rounds: which of the clients' features the aggregate holds, loses, and which local training brings back.
+"""Features over rounds: which features of the clients the aggregate holds or loses, which training brings back.
 
 The server reads networks that it has anyway, on the public probe: nothing more leaves a client. One dictionary per
 hidden space is trained on the aggregate of the first round that is looked at; every other one goes on from it, later

@@ -78,6 +78,8 @@ class FeatureAlign(FedAvg):  # type: ignore[misc]
         super().__init__(**options)
         self.federation = Federation.remote({"server": 1}, model, probe, task=task)
         self.fusing, self.clip, self.folder = Fusing.of(fuse), clip, folder
+        if self.fusing.calibrate:
+            raise BadOption("calibrate asks clients a second time in a round; run server_app with client_app for it")
         self._server: State = {}
         self._asked: list[int] = []
         self._typical = (0.0, 0.0)
@@ -297,6 +299,9 @@ def _packed(order: Order) -> RecordDict:
             "init-seed": order.init_seed,
             "order-seed": order.order_seed,
             "wants": list(order.wants),
+            "train": order.train,
+            "peers": list(order.peers),
+            "share": order.share,
         }
     )
     parts = {ARRAYS: order.weights, "control": order.control}
@@ -308,7 +313,9 @@ def _order(content: RecordDict, client: str) -> Order:
     weights, control = (dict(parts[key].to_torch_state_dict()) if key in parts else {} for key in (ARRAYS, "control"))
     wants = tuple(config.get("wants", ()))
     init, order = (int(config.get(key, 0)) for key in ("init-seed", "order-seed"))
-    return Order(int(config["server-round"]), client, weights, control, init, order, wants)
+    training = bool(config.get("train", True))
+    peers, share = tuple(config.get("peers", ())), float(config.get("share", 1.0))
+    return Order(int(config["server-round"]), client, weights, control, init, order, wants, training, peers, share)
 
 
 def _packed_report(report: Report) -> RecordDict:

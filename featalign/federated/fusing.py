@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,11 +18,13 @@ from featalign.errors import BadOption
 from featalign.federated.federation import Federation
 from featalign.federated.messages import Report, State
 from featalign.fuse import METHODS, FusionProblem, solve
-from featalign.fuse.moments import moment_refit
+from featalign.fuse.moments import INPUTS, gromov_alignments, moment_refit, synthetic_probe
+from featalign.fuse.rule import apply_rule
 from featalign.options import check
 from featalign.spaces import canonical
 from featalign.spaces.capture import evaluating
 
+SYNTHETIC = 1000  # inputs drawn where there is no public probe to be as large as
 BASES = ("dictionaries", "transcoders")
 
 
@@ -35,6 +38,10 @@ class Fusing:
         repair: of statistics; None as `fuse.solve` decides, and off for plain averages in rounds.
         head, ridge: of the refit.
         reference: None, or the index of the report into whose basis the others are moved.
+        calibrate: solve the readout of the fused network from sums over the clients, in a second exchange; "masked"
+            sends summands that only their sum can be read from.
+        probe: the federation's ("public"), or drawn from Gaussians of the clients' inputs ("synthetic").
+        match: by the method, or units by Gromov transport between the clients' Gram matrices ("gromov").
     """
 
     method: str = "vanilla"
@@ -44,6 +51,9 @@ class Fusing:
     head: str | None = None
     ridge: float = 1e-2
     reference: int | None = None
+    calibrate: bool | Literal["masked"] = False
+    probe: Literal["public", "synthetic"] = "public"
+    match: Literal["method", "gromov"] = "method"
 
     def __post_init__(self) -> None:
         check(self)
@@ -51,20 +61,24 @@ class Fusing:
         object.__setattr__(self, "options", bound)
         if self.refit == "moments" and METHODS[self.method].refit != "optional":
             raise BadOption(f"method '{self.method}' cannot be refitted from moments: its targets want a probe")
+        if self.match == "gromov" and (self.method != "vanilla" or self.refit is True):
+            raise BadOption("match='gromov' aligns averages ('vanilla') and is refitted from moments or not at all")
 
     @classmethod
     def of(cls, given: str | tuple[str, Mapping[str, Any]] | Fusing) -> Fusing:
-        """From a method's name, or `(name, options)` in which refit, repair, head, ridge and reference are ours."""
+        """From a method's name, or `(name, options)` whose entries may be fields of `Fusing` too."""
         if isinstance(given, Fusing):
             return given
         name, options = (given, {}) if isinstance(given, str) else given
-        ours = {key: options[key] for key in ("refit", "repair", "head", "ridge", "reference") if key in options}
+        names = [item.name for item in dataclasses.fields(cls) if item.name not in ("method", "options")]
+        ours = {key: options[key] for key in names if key in options}
         return cls(name, {key: value for key, value in options.items() if key not in ours}, **ours)
 
     @property
     def wants(self) -> tuple[str, ...]:
         """Kinds that clients send besides weights."""
-        found = ["moments"] if self.refit == "moments" else []
+        found = ["moments"] if self.refit == "moments" or self.match == "gromov" else []
+        found += ["input-moments"] if self.probe == "synthetic" else []
         return (*found, *(["dictionaries"] if set(BASES) & set(METHODS[self.method].needs) else []))
 
 
@@ -85,11 +99,12 @@ def fuse_reports(
 
     Raises what `fuse.solve` raises, and `BadOption` where a fused network does not fit the clients' layout.
     """
-    if fusing.method == "vanilla" and not fusing.refit and not fusing.repair and shared:
-        fusing = Fusing(fusing.method, fusing.options, repair=False, reference=fusing.reference)
+    gromov = fusing.match == "gromov"
+    if fusing.method == "vanilla" and not fusing.refit and not fusing.repair and shared and not gromov:
+        fusing = dataclasses.replace(fusing, repair=False)
         if _unfolded(federation):
             return average([report.weights for report in reports], mixing, server)
-    with_server = shared and fusing.reference is None and "dictionaries" not in fusing.wants
+    with_server = shared and fusing.reference is None and "dictionaries" not in fusing.wants and not gromov
     modules = [_loaded(federation, report.weights) for report in reports]
     weights = tuple(float(weight) for weight in mixing / mixing.sum())
     reference = fusing.reference
@@ -99,6 +114,13 @@ def fuse_reports(
         reference = int(np.argmax([report.statistics.get("samples", 0.0) for report in reports]))
     problem = _problem(federation, fusing, reports, modules, weights, reference, seed)
     moments = fusing.refit == "moments"
+    if gromov:
+        told = [report.moments for report in reports]
+        alignments = gromov_alignments(problem, told)
+        module = apply_rule(problem, alignments)
+        if moments:
+            moment_refit(problem, module, alignments, told, fusing.ridge)
+        return _in_layout(federation, problem.cohort.restore(module))
     result = solve(
         problem, fusing.method, refit=bool(fusing.refit) and not moments, repair=False if moments else fusing.repair,
         head=fusing.head, ridge=fusing.ridge, **fusing.options,
@@ -135,7 +157,7 @@ def _problem(
     seed: int,
 ) -> FusionProblem:
     names = [report.client for report in reports] + ["server"] * (len(modules) - len(reports))
-    probe = _probe(federation, fusing)
+    probe = _drawn(federation, reports, weights, seed) if fusing.probe == "synthetic" else _probe(federation, fusing)
     cohort = Cohort.of(modules, probe, None, federation.task, names=names, seed=seed)
     bases = {
         space: tuple(report.dictionaries[space] for report in reports)
@@ -143,6 +165,15 @@ def _problem(
     }
     transcoding = "transcoders" in METHODS[fusing.method].needs
     return FusionProblem(cohort, weights, reference, {} if transcoding else bases, bases if transcoding else {})
+
+
+def _drawn(federation: Federation, reports: Sequence[Report], weights: Sequence[float], seed: int) -> Inputs:
+    """A probe drawn from what the clients told of their inputs; as many as the public one has, where there is one."""
+    samples = SYNTHETIC if federation.probe is None else len(federation.probe)
+    shape = federation.example.tensors[0].shape[1:]
+    grams = [report.moments[INPUTS] for report in reports]
+    number = reports[0].round
+    return Inputs.of(synthetic_probe(grams, weights[: len(reports)], shape, samples, 1000 * seed + number))
 
 
 def _probe(federation: Federation, fusing: Fusing) -> Inputs:

@@ -18,9 +18,11 @@ from featalign.data.inputs import Inputs
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.store import cached_dictionaries
 from featalign.errors import BadOption
+from featalign.federated.calibrate import readout_moments
 from featalign.federated.federation import Federation
 from featalign.federated.messages import Order, Report, State
-from featalign.fuse.moments import client_moments
+from featalign.federated.sums import masked
+from featalign.fuse.moments import INPUTS, client_moments, input_moments, noised
 from featalign.options import bind_options
 from featalign.registry import Registry
 from featalign.spaces import canonical, trace
@@ -55,16 +57,20 @@ class Local:
         algorithm, options: a registered name and its options.
         train: optimiser, epochs and batches; None takes the federation's recipe.
         architecture: of dictionaries, where the server's method wants them.
+        noise: Gaussian, on the entries of moments, in units of the mean diagonal of each Gram matrix.
     """
 
     algorithm: str = "plain"
     options: Mapping[str, Any] = field(default_factory=dict)
     train: TrainConfig | None = None
     architecture: str = "topk"
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         bound = bind_options(ALGORITHMS[self.algorithm], self.options, f"local algorithm '{self.algorithm}'")
         object.__setattr__(self, "options", bound)
+        if not 0 <= self.noise < float("inf"):
+            raise BadOption(f"noise = {self.noise}; give a finite number that is not negative")
 
     @property
     def controlled(self) -> bool:
@@ -83,7 +89,7 @@ class Local:
 
 
 def update(federation: Federation, order: Order, local: Local, control: State | None = None) -> Report:
-    """Train the client that an order names, and make its report.
+    """Train the client that an order names, and make its report; without training, moments for a calibration.
 
     `control` is the client's own variate of SCAFFOLD, which only its change leaves.
     """
@@ -92,6 +98,10 @@ def update(federation: Federation, order: Order, local: Local, control: State | 
     module = federation.make(order.init_seed)
     if order.weights:
         module.load_state_dict(order.weights)
+    if not order.train:
+        moments = _shielded(readout_moments(module, federation.task, federation.own[k]), order, local)
+        spent = {"samples": float(len(federation.own[k])), "seconds": time.perf_counter() - began}
+        return Report(order.round, order.client, {}, moments=moments, statistics=spent)
     start = {name: value.detach().clone() for name, value in module.named_parameters()}
     zero = {name: torch.zeros_like(value) for name, value in start.items()}
     server, own = order.control or zero, control or zero
@@ -146,12 +156,26 @@ def _extras(
     folded = canonical(module, example).module
     graph = trace(folded, example)
     moments = client_moments(folded, graph, inputs) if "moments" in order.wants else {}
+    if "input-moments" in order.wants:
+        moments[INPUTS] = input_moments(inputs)
+    moments = _shielded(moments, order, local)
     if "dictionaries" not in order.wants:
         return moments, {}
     found = cached_dictionaries(
         [folded], [graph], [_tensor(inputs, order.client)], [order.client], local.architecture, order.order_seed
     )
     return moments, {space: members[0] for space, members in found.items()}
+
+
+def _shielded(moments: State, order: Order, local: Local) -> State:
+    """Moments as they leave the client: with noise, and masked where only their sum is wanted."""
+    if local.noise:
+        generator = torch.Generator().manual_seed(order.order_seed + 1)
+        moments = {name: noised(gram, local.noise, generator) for name, gram in moments.items()}
+    if not order.peers:
+        return moments
+    shares = {name: order.share * gram.double() for name, gram in moments.items()}
+    return masked(shares, order.client, order.peers, order.order_seed)
 
 
 def _tensor(inputs: Inputs, client: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ State = dict[str, torch.Tensor]
 KINDS = {
     "weights": "parameters and buffers of the network",
     "control": "SCAFFOLD's control variates",
-    "moments": "Gram matrices of what each layer reads",
+    "moments": "Gram matrices of what layers read; in calibration, of what the readout reads beside the labels",
     "dictionaries": "sparse dictionaries of hidden spaces",
     "statistics": "numbers: samples, loss, steps, seconds",
 }
@@ -29,6 +29,8 @@ class Order:
         control: SCAFFOLD's server variate, where there is one.
         init_seed, order_seed: of a start of its own, and of the order of samples.
         wants: kinds to send back besides weights and statistics.
+        train: whether to train; otherwise these are the weights of a network to be calibrated (`calibrate.py`).
+        peers, share: of a calibration whose moments travel masked (`sums.py`): everybody in the sum, own weight in it.
     """
 
     round: int
@@ -38,6 +40,9 @@ class Order:
     init_seed: int = 0
     order_seed: int = 0
     wants: tuple[str, ...] = ()
+    train: bool = True
+    peers: tuple[str, ...] = ()
+    share: float = 1.0
 
     def bytes(self) -> dict[str, int]:
         """By kind, of what goes down."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,6 +14,15 @@ from featalign.federated.result import ClientRow, FaultRow, FeatureRow, RoundRow
 from featalign.federated.weigh import Weights
 
 SERVER = "server"  # stands for the aggregate in rows of features
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Orders that went out, usable reports that came in, faults of the others."""
+
+    orders: Sequence[Order] = ()
+    heard: Sequence[Report] = ()
+    faults: Sequence[FaultRow] = ()
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Closed:
         heard, used: reports that were well-formed, and those of them in the aggregate.
         faults: of all others.
         weights, drift: one entry per report that was used.
+        second: the exchange of a calibration.
     """
 
     round: int
@@ -35,18 +45,23 @@ class Closed:
     faults: Sequence[FaultRow]
     weights: Weights
     drift: Sequence[float]
+    second: Exchange = field(default_factory=Exchange)
 
 
 def traffic_rows(closed: Closed, asked: Sequence[str]) -> list[TrafficRow]:
-    """What went down to everybody who was asked, and up from everybody who was heard."""
+    """What went down to everybody who was asked, and up from everybody who was heard; a calibration included."""
+    sums: Counter[tuple[str, str, str]] = Counter()
     sent = closed.orders[0].bytes() if closed.orders else {}
-    down = [TrafficRow(closed.round, name, "down", kind, size) for name in asked for kind, size in sent.items()]
-    up = [
-        TrafficRow(closed.round, report.client, "up", kind, size)
-        for report in closed.heard
-        for kind, size in report.bytes().items()
-    ]
-    return down + up
+    for name in asked:
+        for kind, size in sent.items():
+            sums[name, "down", kind] += size
+    for order in closed.second.orders:
+        for kind, size in order.bytes().items():
+            sums[order.client, "down", kind] += size
+    for report in (*closed.heard, *closed.second.heard):
+        for kind, size in report.bytes().items():
+            sums[report.client, "up", kind] += size
+    return [TrafficRow(closed.round, *key, size) for key, size in sums.items()]
 
 
 def client_rows(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from featalign.federated.fusing import Fusing
 from featalign.federated.local import Local, update
 from featalign.federated.messages import Failure, Order, Report, State
 from featalign.federated.result import FederatedResult
-from featalign.federated.server import Named, Server, Settings
-
-Engine = Callable[[Sequence[Order]], Iterable[Report | Failure]]
+from featalign.federated.server import Engine, Named, Server, Settings
+from featalign.tracking import Log
 
 
 class InProcess:
@@ -57,18 +56,19 @@ def run(
     resume: bool = False,
     progress: bool = True,
     engine: Engine | None = None,
-    log: Callable[[Mapping[str, float]], None] | None = None,
+    log: Log | None = None,
     **settings: Any,
 ) -> FederatedResult:
     """Run federated rounds in process. FedAvg is the default: samples x vanilla.
 
     Args:
         select, weigh: names in `SELECTIONS` and `WEIGHINGS`, or `(name, options)`.
-        fuse: a fusion method, or `(name, options)`; refit (true, or "moments"), repair, head and ridge go with them.
+        fuse: a fusion method, or `(name, options)`; refit (true, or "moments"), calibrate, repair, head and ridge go
+            with them.
         local: algorithm and training of clients.
         folder: where every round is saved; with `resume` a run that was stopped goes on from its last complete round.
         engine: carries orders to clients and answers back; clients in this process by default.
-        log: called after each round with its row as a mapping.
+        log: called after each round with its row, `log(metrics, round)` (see `fa.tracking`).
         settings: the other fields of `Settings`: start, server_lr, momentum, importance, clip, deadline, watch, seed.
 
     Equal seeds give equal figures. A client that fails is left out with a `ClientWarning`; where every client of a
@@ -93,25 +93,29 @@ def drive(
     rounds: int,
     folder: Path | None = None,
     progress: bool = True,
-    log: Callable[[Mapping[str, float]], None] | None = None,
+    log: Log | None = None,
 ) -> FederatedResult:
     """Bring a server to so many rounds."""
     from tqdm.auto import tqdm
 
-    bar = tqdm(total=rounds, initial=server.round, desc="rounds", disable=not progress, leave=False)
-    while server.round < rounds:
-        orders = server.orders()
+    def ask(orders: Sequence[Order]) -> list[Report | Failure]:
+        """Where every client fails the first error is raised."""
         answers = list(engine(orders))
         failures = [answer for answer in answers if isinstance(answer, Failure)]
         if failures and len(failures) == len(answers) and failures[0].error is not None:
             raise failures[0].error
-        row = server.close(orders, answers)
+        return answers
+
+    bar = tqdm(total=rounds, initial=server.round, desc="rounds", disable=not progress, leave=False)
+    while server.round < rounds:
+        orders = server.orders()
+        row = server.close(orders, ask(orders), ask)
         if folder is not None:
             save_round(folder, server, getattr(engine, "controls", {}))
         bar.update()
         bar.set_postfix({server.result.metric: f"{row.value:.4f}"})
         if log is not None:
-            log(vars(row))
+            log({key: value for key, value in vars(row).items() if key != "round"}, row.round)
     bar.close()
     return server.finish()
 

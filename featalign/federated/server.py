@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,19 +13,22 @@ import torch
 
 from featalign.clients.evaluation import evaluate
 from featalign.errors import BadOption
+from featalign.federated.calibrate import calibrate, readout_of
 from featalign.federated.faults import clipped, examine
 from featalign.federated.features import FeatureWatch
 from featalign.federated.federation import Federation
 from featalign.federated.fusing import Fusing, fuse_reports
 from featalign.federated.local import Local
 from featalign.federated.messages import Failure, Order, Report, State
-from featalign.federated.record import Closed, client_rows, round_row, traffic_rows
+from featalign.federated.record import Closed, Exchange, client_rows, round_row, traffic_rows
 from featalign.federated.result import FederatedResult, RoundRow
 from featalign.federated.select import SELECTIONS, Draw
+from featalign.federated.sums import summed
 from featalign.federated.weigh import WEIGHINGS, Weights, importance_of
 from featalign.options import bind_options, check
 
 Named = str | tuple[str, Mapping[str, Any]]
+Engine = Callable[[Sequence[Order]], Iterable[Report | Failure]]
 
 
 @dataclass(frozen=True)
@@ -128,11 +131,13 @@ class Server:
             for k in self.draw().present
         ]  # fmt: skip
 
-    def close(self, orders: Sequence[Order], answers: Iterable[Report | Failure]) -> RoundRow:
+    def close(
+        self, orders: Sequence[Order], answers: Iterable[Report | Failure], ask: Engine | None = None
+    ) -> RoundRow:
         """Take the answers of a round, in whatever order they come, and make the next network.
 
-        Without a usable report the network stays as it is. Raises what fusing raises: a method that the network does
-        not allow is no client's fault.
+        `ask` carries a second exchange, where the fusing calibrates. Without a usable report the network stays.
+        Raises what fusing raises: a method that the network does not allow is no client's fault.
         """
         settings, shared = self.settings, self.shared
         reports, faults = examine(answers, orders, self.weights, settings.deadline)
@@ -148,9 +153,14 @@ class Server:
             )
             self._step(fused, weights.scale, shared)
             self._move_control(reports)
+        second = Exchange()
+        if reports and settings.fuse.calibrate:
+            second = self._calibrate(reports, weights, ask)
         self.weigher.update(np.array([self.federation.names.index(order.client) for order in orders], dtype=np.int64))
         self.round += 1
-        return self._record(Closed(self.round, orders, heard, reports, [*faults, *beyond], weights, drift))
+        return self._record(
+            Closed(self.round, orders, heard, reports, [*faults, *beyond, *second.faults], weights, drift, second)
+        )
 
     def finish(self) -> FederatedResult:
         """The result with the network of the last round."""
@@ -174,6 +184,35 @@ class Server:
                     self.velocity[name] = change
                 found[name] = (before + settings.server_lr * change).to(fused[name].dtype)
         self.weights = found
+
+    def _calibrate(self, reports: Sequence[Report], weights: Weights, ask: Engine | None) -> Exchange:
+        """Ask the clients of the round for moments of the network that was just made, and solve its readout."""
+        if ask is None:
+            raise BadOption("calibrate asks clients a second time in a round, which this engine does not; leave it out")
+        names, number = tuple(report.client for report in reports), self.round + 1
+        shares = {name: float(share) for name, share in zip(names, weights.mixing)}
+        together = self.settings.fuse.calibrate == "masked"
+        secret = 1000 * self.settings.seed + number
+        orders = [
+            Order(
+                number, name, self.weights, order_seed=secret, wants=("moments",), train=False,
+                peers=names if together else (), share=shares[name],
+            )
+            for name in names
+        ]  # fmt: skip
+        answers, faults = examine(ask(orders), orders, {}, self.settings.deadline)
+        module = self.federation.make(0)
+        module.load_state_dict(self.weights)
+        name = readout_of(module, self.federation.example)
+        total = sum(shares[answer.client] for answer in answers)
+        if total > 0 and (not together or len(answers) == len(orders)):  # masks of who stays away do not cancel
+            parts = [answer.moments[name] for answer in answers]
+            gram = summed([{name: part} for part in parts])[name] if together else torch.zeros(())
+            for answer, part in zip(() if together else answers, parts):
+                gram = gram + shares[answer.client] / total * part.double()
+            calibrate(module, self.federation.example, gram, self.settings.fuse.ridge)
+            self.weights = {key: tensor.detach().clone() for key, tensor in module.state_dict().items()}
+        return Exchange(orders, answers, faults)
 
     def _move_control(self, reports: Sequence[Report]) -> None:
         """`c += (1 / N) sum (c_k^+ - c_k)`, eq. 5 of Karimireddy et al. 2020."""

@@ -34,6 +34,15 @@ def distance(problem: FusionProblem, module: nn.Module, inputs: Inputs) -> float
     return _distances(problem.cohort, problem.mixing, [module], inputs)[0]
 
 
+def distances(problem: FusionProblem, fused: nn.Module) -> dict[str, float]:
+    """By client and `fused`: mean distance from the ensemble on the probe. A fused network further away than a client
+    is hardly worth having, and that is known without labels.
+    """
+    cohort = problem.cohort
+    found = _distances(cohort, problem.mixing, [*cohort.modules, fused], cohort.probe)
+    return dict(zip((*cohort.names, "fused"), found))
+
+
 def nearest_client(cohort: Cohort, mixing: Sequence[float] = ()) -> int:
     """The client nearest to the ensemble on the probe: the reference that needs the least to be moved."""
     found = _distances(cohort, mixing or (1 / len(cohort),) * len(cohort), cohort.modules, cohort.probe)
@@ -118,7 +127,7 @@ def choose_options(
         grid: candidates by option.
         make: the fused network of a problem and options.
     """
-    wanted = [name for name, value in options.items() if value == AUTO]
+    wanted = [name for name, value in options.items() if name in grid and value == AUTO]
     if not wanted:
         return dict(options), []
     fewer, held_out = parted(problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +32,6 @@ def distil(problem: FusionProblem, fused: nn.Module, steps: int, head: str | Non
     losses: list[float] = []
     with evaluating(fused), _trainable(fused) as trained:
         search = torch.optim.Adam(trained, lr=RATE)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(search, steps)
         told = _with_targets(problem, head, convolves)
         inputs = told or problem.cohort.refit_inputs
         while len(losses) < steps:
@@ -41,10 +41,10 @@ def distil(problem: FusionProblem, fused: nn.Module, steps: int, head: str | Non
                     said = _rows(fused, batch, convolves)
                     loss = task.head_loss(said, wanted.to(said)).mean()
                 if bool((said.detach() - wanted).abs().amax() > AGREED * wanted.abs().amax()):
+                    search.param_groups[0]["lr"] = RATE * (1 + math.cos(math.pi * len(losses) / steps)) / 2
                     search.zero_grad()
                     loss.backward()
                     search.step()
-                schedule.step()
                 losses.append(float(loss.detach()))
                 if len(losses) == steps:
                     break

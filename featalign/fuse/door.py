@@ -23,7 +23,7 @@ from featalign.data.partition import client_names
 from featalign.data.task import TASKS, Task
 from featalign.dictionaries.store import cached_dictionaries
 from featalign.errors import BadOption, SpaceMismatch
-from featalign.fuse.choose import AUTO, nearest_client
+from featalign.fuse.choose import AUTO, distances, nearest_client
 from featalign.fuse.engine import solve
 from featalign.fuse.methods import METHODS, require
 from featalign.fuse.problem import FusionProblem, mixing_weights
@@ -57,6 +57,7 @@ def fuse(
     out: Path | str | None = None,
     overwrite: bool = False,
     seed: int = 0,
+    base: nn.Module | Path | str | None = None,
     device: torch.device | str | None = None,
     **options: Any,
 ) -> FusionResult:
@@ -79,9 +80,11 @@ def fuse(
         tokenizer: for strings; that of the reference's Hugging Face folder where not given.
         canonical: keep the network with its norms folded where the clients' layout cannot hold it.
         out: folder to save to (`FusionResult.save`), held from before any work; `overwrite` replaces a run there.
+        base: the network that all clients were trained from, for methods that add up what each learned since.
         device: where everything runs.
         options: of the method.
 
+    `notes["distance_to_ensemble"]` says how far every client and the fused network are from all clients together.
     Raises a `FeatalignError` of one line for anything that does not fit, before the work that it would spoil.
     """
     _check(method, task, options)
@@ -97,9 +100,11 @@ def fuse(
         cohort = Cohort.of(
             modules, _inputs(probe, tokenizer), _inputs(evaluate, tokenizer, labelled=True), task, data=data,
             names=names or None, class_counts=class_counts, class_names=class_names, tokenizer=tokenizer,
-            reference=place, seed=seed, device=device,
+            reference=place, seed=seed, base=None if base is None else _networks([base, modules[0]])[0][0],
+            device=device,
         )  # fmt: skip
         cohort.task.check_head(None if head == "none" else head)
+        layouts = _deepest(modules, layouts)
         problem = FusionProblem(cohort, _mixing(mixing, len(cohort)), place)
         if open_place:
             place = nearest_client(cohort, problem.mixing)
@@ -114,6 +119,7 @@ def fuse(
             problem, method, refit=refit, repair=repair, head=head, ridge=ridge, head_ridge=head_ridge, steps=steps,
             **options,
         )  # fmt: skip
+        notes["distance_to_ensemble"] = distances(problem, result.module)
         module, layout = _restored(cohort, result.module, layouts[place], canonical, notes)
         result = replace(
             result, module=module, notes={**notes, **result.notes}, clients=cohort.names, reference=place,
@@ -157,6 +163,13 @@ def _networks(
         layouts.append(layout)
     named = len(set(names)) == len(clients)
     return modules, layouts, tuple(names) if named else ()
+
+
+def _deepest(modules: Sequence[nn.Module], layouts: Sequence[Layout]) -> list[Layout]:
+    """Layouts of the fused network by reference: clients of unequal depth all get that of the deepest."""
+    sizes = [len(module.state_dict()) for module in modules]
+    whole = layouts[sizes.index(max(sizes))]
+    return [layout if size == max(sizes) else whole for size, layout in zip(sizes, layouts)]
 
 
 def _reference(reference: int | str, names: Sequence[str], count: int) -> int | str:

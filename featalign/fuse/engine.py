@@ -58,7 +58,8 @@ def solve(
         raise BadOption(f"steps = {steps}; give 0 or more")
     began = time.perf_counter()
     problem.cohort.task.check_head(None if head == "none" else head)
-    head = head or head_of(problem)
+    if head is None and (steps or refit or entry.refit == "required"):
+        head = head_of(problem)
 
     def fused(problem: FusionProblem, chosen: Mapping[str, Any]) -> FusionResult:
         return _solve(problem, entry, method, chosen, refit, repair, head, ridges)

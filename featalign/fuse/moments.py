@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from featalign.align.maps import Alignment
+from featalign.align.maps import Alignment, SpaceMap
 from featalign.data.inputs import Inputs
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.fuse.problem import FusionProblem
@@ -21,8 +22,10 @@ from featalign.fuse.refit import LayerFit
 from featalign.spaces import affine
 from featalign.spaces.capture import evaluating, kept
 from featalign.spaces.graph import Layer, SpaceGraph
+from featalign.transport import gromov
 
 BATCH = 1024
+INPUTS = "inputs"  # name under which moments of the inputs travel
 
 
 def client_moments(module: nn.Module, graph: SpaceGraph, inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -55,6 +58,82 @@ def client_moments(module: nn.Module, graph: SpaceGraph, inputs: Inputs) -> dict
     }
 
 
+def input_moments(inputs: Inputs) -> torch.Tensor:
+    """Mean Gram matrix `[d + 1, d + 1]` of the inputs themselves, flattened, ones appended.
+
+    Raises `BadOption` for inputs that are not one tensor of numbers.
+    """
+    if inputs.tensor is None or not inputs.tensor.is_floating_point():
+        raise BadOption("a synthetic probe wants inputs as one tensor of floats; use probe='public'")
+    total: Any = 0
+    for rows in inputs.tensor.flatten(1).split(BATCH):
+        x = torch.cat([rows.double(), torch.ones(len(rows), 1, dtype=torch.float64)], 1)
+        total = total + x.T @ x
+    return (total / total[-1, -1]).float()
+
+
+def synthetic_probe(
+    grams: Sequence[torch.Tensor], mixing: Sequence[float], shape: Sequence[int], samples: int, seed: int
+) -> torch.Tensor:
+    """Inputs `[samples, *shape]` drawn from the clients' Gaussians of `input_moments`, as often as they count."""
+    generator = torch.Generator().manual_seed(seed)
+    shares = torch.tensor(list(mixing), dtype=torch.float64)
+    drawn = torch.multinomial(shares, samples, replacement=True, generator=generator)
+    parts = []
+    for k, gram in enumerate(grams):
+        mean = gram[-1, :-1].double()
+        values, axes = torch.linalg.eigh(gram[:-1, :-1].double() - torch.outer(mean, mean))
+        noise = torch.randn(int((drawn == k).sum()), len(mean), generator=generator, dtype=torch.float64)
+        parts.append(mean + noise @ (axes * values.clamp_min(0).sqrt()).T)
+    return torch.cat(parts).float().reshape(-1, *shape)
+
+
+def noised(gram: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
+    """A Gram matrix with symmetric Gaussian noise, `sigma` in units of its mean diagonal, brought back to the cone.
+
+    What is measured with it is the cost of noise; no privacy is claimed for any `sigma`.
+    """
+    noise = torch.randn(gram.shape, generator=generator, dtype=torch.float64)
+    noise = (noise.triu() + noise.triu(1).T) * sigma * float(gram.diagonal().mean())
+    values, axes = torch.linalg.eigh(gram.double() + noise)
+    return ((axes * values.clamp_min(0)) @ axes.T).to(gram.dtype)
+
+
+def gromov_alignments(problem: FusionProblem, moments: Sequence[Mapping[str, torch.Tensor]]) -> list[Alignment]:
+    """Permutations of units from the clients' own Gram matrices alone: no input is shared, real or drawn.
+
+    Units are matched by how they correlate with the units of their own client (Memoli 2011); the plan is rounded to the
+    assignment that shares most of it. Raises `BadOption` where a hidden space has no moments.
+    """
+    reference = problem.reference
+    found = []
+    for k in range(len(problem.graphs)):
+        maps = {}
+        for space in problem.graph.hidden:
+            if k == reference:
+                maps[space.name] = SpaceMap.identity(space.size, space.symmetry)
+                continue
+            a, b = (_correlation(problem.graphs[i], space.name, moments[i]) for i in (k, reference))
+            plan = gromov(a, b)
+            rows, columns = linear_sum_assignment(-plan.dense())
+            out = torch.zeros(b.shape[0], a.shape[0], dtype=torch.float64)
+            out[torch.from_numpy(columns), torch.from_numpy(rows)] = 1.0
+            maps[space.name] = SpaceMap(out, out.T.contiguous(), space.symmetry)
+        found.append(Alignment(maps))
+    return found
+
+
+def _correlation(graph: SpaceGraph, space: str, moments: Mapping[str, torch.Tensor]) -> Any:
+    """Cosines between the units of a space on a client's own data `[n, n]`, from what a layer that reads it told."""
+    size = graph[space].size
+    for layer in graph.layers:
+        if layer.reads == space and layer.module in moments and len(moments[layer.module]) in (size, size + 1):
+            gram = moments[layer.module][:size, :size].double()
+            scale = gram.diagonal().clamp_min(1e-12).sqrt()
+            return (gram / torch.outer(scale, scale)).numpy()
+    raise BadOption(f"space '{space}' is read by no layer whose moments were sent; align by a method instead")
+
+
 def moment_refit(
     problem: FusionProblem,
     fused: nn.Module,
@@ -72,7 +151,8 @@ def moment_refit(
         alpha: factor on what lies off the diagonal of every Gram matrix, between 0 and 1 (RegMean, section 3.2).
 
     Layers that a Gram matrix is missing of keep the rule's weights. Shares explained are of uncentred energy. Raises
-    `BadOption` for a ridge that is not positive, another alpha and maps with a shift, `SpaceMismatch` for moments of another shape.
+    `BadOption` for a ridge that is not positive, another alpha and maps with a shift, `SpaceMismatch` for moments of
+    another shape.
     """
     if not 0 < ridge < float("inf"):
         raise BadOption(f"ridge = {ridge}; give a positive finite number, relative to each layer's Gram matrix")

@@ -13,6 +13,7 @@ def norm_shares(atoms: Sequence[torch.Tensor]) -> torch.Tensor:
     """`[clients, F]`: each client's share of the decoder norms of every latent; 1 where no other client has it.
 
     `atoms` are the clients' blocks `[F, n_c]` of one joint dictionary (relative decoder norm, Lindsey et al. 2024).
+    Raises `SpaceMismatch` for blocks of different dictionaries.
     """
     if len({len(block) for block in atoms}) > 1:
         raise SpaceMismatch(f"{[len(block) for block in atoms]} latents; pass the blocks of one joint dictionary")

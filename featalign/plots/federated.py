@@ -80,3 +80,20 @@ def feature_flow(flows: pd.DataFrame, title: str) -> go.Figure:
         )
     )
     return styled(figure, title, "", "")
+
+
+def noise_cost(modes: pd.DataFrame) -> go.Figure:
+    """What Gaussian noise on moments costs, of a frame with columns `mode`, `noise` and `late` (a fraction)."""
+    figure = go.Figure()
+    shared = modes[modes["start"] == "shared"]
+    noisy = shared[shared["noise"] > 0]
+    for place, (mode, group) in enumerate(noisy.groupby("mode", sort=False)):
+        clean = float(shared.query("mode == @mode and noise == 0")["late"].iloc[0])
+        color = CATEGORIES[place % len(CATEGORIES)]
+        figure.add_scatter(
+            x=group["noise"], y=100 * group["late"], name=str(mode), mode="lines+markers", line={"color": color}
+        )
+        figure.add_hline(y=100 * clean, line={"color": color, "dash": "dot"})
+    figure.update_xaxes(type="log")
+    title = "Accuracy under Gaussian noise on moments (dotted: without)"
+    return styled(figure, title, "noise, in units of the mean diagonal", "accuracy, %")

@@ -6,7 +6,7 @@ from featalign.spaces.capture import collect, stream
 from featalign.spaces.check import check
 from featalign.spaces.graph import Axis, Layer, Site, Space, SpaceGraph, Symmetry, weakest
 from featalign.spaces.moments import CrossMoments
-from featalign.spaces.naming import check_hook, hook_name_of, resolve_site, same_place, sites
+from featalign.spaces.naming import check_hook, hook_name_of, provenance, resolve_site, same_place, sites
 from featalign.spaces.nonlinear import apply_nonlinearity
 from featalign.spaces.pruning import prune
 from featalign.spaces.splice import Splice, splice
@@ -31,6 +31,7 @@ __all__ = [
     "collect",
     "hook_name_of",
     "moved",
+    "provenance",
     "prune",
     "rebuilt",
     "resolve_site",

@@ -38,6 +38,9 @@ _RANK = {
 }
 
 
+_GAUGES = frozenset({"heads", "qk", "ov"})  # labels that tracing gives them
+
+
 def meet(a: Symmetry, b: Symmetry) -> Symmetry:
     """The largest symmetry contained in both."""
     if a is b:
@@ -143,6 +146,13 @@ class Space:
         return self.symmetry is Symmetry.PINNED
 
     @property
+    def is_gauge(self) -> bool:
+        """Whether the space is a freedom inside attention heads (which head, what queries and keys, or values and
+        outputs agree on), not a layer that anybody would look at.
+        """
+        return self.symmetry is not Symmetry.PINNED and not _GAUGES.isdisjoint(self.name.split(".")[-2:])
+
+    @property
     def before(self) -> Site:
         """Where the space is read before its nonlinearity; raises `SpaceMismatch` when no module shows it."""
         if self.pre is None:
@@ -205,7 +215,8 @@ class SpaceGraph:
 
     def __getitem__(self, name: str) -> Space:
         if name not in self.by_name:
-            raise SpaceMismatch(f"no space '{name}'; the network has: {', '.join(self.by_name)}")
+            shown = (space.name for space in self.spaces if not space.is_gauge)
+            raise SpaceMismatch(f"no space '{name}'; the network has: {', '.join(shown)}")
         return self.by_name[name]
 
     @property

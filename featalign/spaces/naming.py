@@ -103,6 +103,27 @@ def check_hook(module: nn.Module, site: Site | str, metadata: Mapping[str, Any],
         )
 
 
+def provenance(module: nn.Module, site: Site | str, inputs: Any = None) -> dict[str, Any]:
+    """What a dictionary records of where it belongs, in sae-lens's words, for its metadata.
+
+    `hook_name`, `hook_layer`, `model_name`, and of `inputs` (tokens) `context_size` and `prepend_bos`: whether all
+    begin with the model's first token. sae-lens splices at the hook name; SAEDashboard reads the rest.
+    """
+    hook = hook_name_of(module, site)
+    config: Any = getattr(module, "cfg", None) or getattr(module, "config", None)
+    named = getattr(config, "model_name", None) or getattr(config, "_name_or_path", None)
+    found: dict[str, Any] = {"hook_name": hook, "model_name": named or type(module).__name__}
+    parts = hook.split(".")
+    if parts[0] == "blocks" and len(parts) > 2 and parts[1].isdigit():
+        found["hook_layer"] = int(parts[1])
+    tokens = None if inputs is None else Inputs.of(inputs).example(64).tokens
+    if tokens is not None:
+        start = getattr(config, "bos_token_id", None)
+        found["context_size"] = tokens.shape[1]
+        found["prepend_bos"] = start is not None and bool((tokens[:, 0] == start).all())
+    return found
+
+
 def sites(module: nn.Module, example: Any = None) -> pd.DataFrame:
     """What can be addressed in a network, in order of depth: `name`, `module`, `side`, `units`.
 
@@ -139,6 +160,6 @@ def _exists(module: nn.Module, path: str) -> bool:
 
 
 def _unknown(module: nn.Module, name: str) -> str:
-    known = [*hooks_of(module), *(path for path, _ in module.named_modules() if path)]
+    known = list(dict.fromkeys((*hooks_of(module), *(path for path, _ in module.named_modules() if path))))
     near = difflib.get_close_matches(name, known, 4, 0.3) or known[:5]
     return f"no site '{name}' in a {type(module).__name__}; near it: {', '.join(near) or 'none'}"

@@ -77,6 +77,8 @@ def splice(
     for _, held in stream(model, source, [site]):
         total = total + held[site].double().sum(0)
         count += len(held[site])
+    if not count:
+        raise ProbeError(f"attention_mask leaves no token at '{site}': nothing can be replaced; check the masks")
     mean = total / count
     runs: dict[str, Edit | None] = {
         "": None,
@@ -139,7 +141,7 @@ def _divergence(
 def _run(model: nn.Module, site: Site, edit: Edit | None, batch: Batch) -> torch.Tensor:
     if edit is None:
         return unwrap(batch.run(model))
-    with _edited(model, site, edit) as calls:
+    with edited(model, site, edit) as calls:
         outputs = unwrap(batch.run(model))
     if not calls:
         raise SpaceMismatch(f"nothing is seen at '{site}': it does not run by itself, or passes no plain tensor there")
@@ -147,7 +149,7 @@ def _run(model: nn.Module, site: Site, edit: Edit | None, batch: Batch) -> torch
 
 
 @contextmanager
-def _edited(model: nn.Module, site: Site, edit: Edit) -> Iterator[list[int]]:
+def edited(model: nn.Module, site: Site, edit: Edit) -> Iterator[list[int]]:
     """`edit` of the rows at a site in every call; the list tells how many there were."""
     part = require_module(model, site.module)
     channels = isinstance(part, CHANNELS)

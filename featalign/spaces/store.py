@@ -22,7 +22,7 @@ from featalign.data.sources import contents
 from featalign.errors import BadOption, CorruptFile, FolderExists, NotFinite, ProbeError
 from featalign.spaces.capture import fitting_batch, origins_of, stream
 from featalign.spaces.graph import Site
-from featalign.spaces.naming import hook_name_of, resolve_site
+from featalign.spaces.naming import provenance, resolve_site
 
 INDEX, KIND, VERSION = "store.json", "activations", 1
 SHARD_BYTES = 64_000_000  # written, and shuffled, at a time
@@ -38,7 +38,6 @@ class ActivationStore:
     Attributes:
         folder: where it lies.
         width: units; `len(store)` tells the rows.
-        hook_name: of the site that they were read at.
         identity: what decides the contents: weights, site, inputs, dtype.
         inputs, padding: inputs that the rows came from, and tokens that their masks left out.
     """
@@ -46,7 +45,8 @@ class ActivationStore:
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
         index = _read_index(self.folder)
-        self.width, self.hook_name, self.identity = int(index["width"]), str(index["hook_name"]), index["identity"]
+        self.width, self.identity = int(index["width"]), index["identity"]
+        self._facts = dict(index["provenance"])
         self.inputs, self.padding = int(index["inputs"]), int(index["padding"])
         counts = [int(shard["rows"]) for shard in index["shards"]]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -91,7 +91,7 @@ class ActivationStore:
         if shard_rows is not None and shard_rows < 1:
             raise BadOption(f"shard_rows = {shard_rows}; give at least 1")
         site, source = resolve_site(module, site), Inputs.of(inputs, tokenizer=tokenizer)
-        hook = hook_name_of(module, site)
+        facts = provenance(module, site, source)
         identity = {"weights": weights_digest(module), "site": repr(site), "inputs": source.digest, "dtype": dtype}
         place = Path(folder)
         if (place / INDEX).is_file():
@@ -105,12 +105,17 @@ class ActivationStore:
         with storage.claim(place, overwrite):
             partial = place.parent / f"{place.name}.part"
             with storage.claim(partial, overwrite=True):
-                _Writer(partial, identity, hook, dtype, shard_rows).run(module, source, site, progress)
+                _Writer(partial, identity, facts, dtype, shard_rows).run(module, source, site, progress)
                 storage.replace_folder(partial, place, overwrite)
         return cls(place)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def hook_name(self) -> str:
+        """Of the site that the rows were read at."""
+        return str(self._facts["hook_name"])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -119,8 +124,8 @@ class ActivationStore:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a dictionary trained on the store records of it."""
-        return {"hook_name": self.hook_name}
+        """What a dictionary trained on the store records of it (`spaces.naming.provenance`)."""
+        return dict(self._facts)
 
     def rows(self, index: torch.Tensor | np.ndarray | slice) -> torch.Tensor:
         """Chosen rows `[chosen, width]`, float32."""
@@ -202,9 +207,11 @@ def weights_digest(module: nn.Module) -> str:
 class _Writer:
     """A store in the making: shards on disk, and an index of those that are whole."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, str], hook: str, dtype: str, shard_rows: int | None):
+    def __init__(
+        self, folder: Path, identity: Mapping[str, str], origin: Mapping[str, Any], dtype: str, shard_rows: int | None
+    ):
         self.folder, self.dtype, self.shard_rows = folder, DTYPES[dtype], shard_rows
-        self.facts: dict[str, Any] = {"identity": dict(identity), "hook_name": hook, "shards": []}
+        self.facts: dict[str, Any] = {"identity": dict(identity), "provenance": dict(origin), "shards": []}
         self.facts |= {"version": VERSION, "width": 0, "inputs": 0, "padding": 0}
         known = storage.read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
         if known.get("identity") == identity and known.get("version") == VERSION:
@@ -220,7 +227,8 @@ class _Writer:
 
         size, capacity = self._sizes(module, source, site)
         start, padding = int(self.facts["inputs"]), int(self.facts["padding"])
-        bar = tqdm(total=source.samples, initial=start, disable=not progress, desc=self.facts["hook_name"])
+        hook = self.facts["provenance"]["hook_name"]
+        bar = tqdm(total=source.samples, initial=start, disable=not progress, desc=hook)
         rest = source.subset(slice(start, None)) if source.sized and start < len(source) else source
         seen = start if source.sized else 0
         for batch in rest.batched(size) if not (source.sized and start >= len(source)) else ():

@@ -7,8 +7,8 @@ import torch
 
 from featalign.clients import TrainConfig
 from featalign.errors import BadOption
-from featalign.federated import run
 from featalign.federated import features as reading
+from featalign.federated import run
 from featalign.federated.features import FeatureWatch, partners
 from featalign.federated.messages import Report
 from featalign.plots.federated import feature_flow, feature_states

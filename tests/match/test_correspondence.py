@@ -93,7 +93,7 @@ def test_a_listed_cost_is_transposed_as_its_matrix(clients):
 
 
 def test_codes_that_cannot_be_compared(clients):
-    a, b = clients
+    a = clients[0]
     with pytest.raises(ProbeError, match="12000 samples of A and 5 of B"):
         nearest(a, Codes.gathered([np.ones((5, 3))]))
     with pytest.raises(ProbeError, match="active on 10 of 4 samples"):

@@ -74,7 +74,10 @@ def matcher(
     exact: bool = True,
     paired: bool = True,
 ) -> Callable[[Function], Function]:
-    """Register a function `Pair -> SpaceMap`; the first line of its docstring is its summary."""
+    """Register a function `Pair -> SpaceMap`; the first line of its docstring is its summary.
+
+    Raises `BadOption` for unknown `spaces`, `UnknownName` for a name that is taken.
+    """
     if spaces not in SPACES:
         raise BadOption(f"matcher '{name}': spaces='{spaces}'; choices: {', '.join(SPACES)}")
 

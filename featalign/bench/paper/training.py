@@ -24,7 +24,7 @@ def epochs_of(
     recipe = lab.recipe(epochs=epochs, lr=lr)
     train(
         module, lab.data.train_inputs, targets, task, recipe, seed, lab.progress, row,
-        log=lambda found: scores.append(lab.accuracy(module)),
+        log=lambda _found, _step: scores.append(lab.accuracy(module)),
     )  # fmt: skip
     yield from (Row(seed, part, row, epoch, score) for epoch, score in enumerate(scores))
 

@@ -1,5 +1,4 @@
-"""Neuron interpolation: units of all clients in groups, whose importance-weighted means the fused layers are fitted to.
-"""
+"""Neuron interpolation: units of all clients in groups, whose weighted means the fused layers are fitted to."""
 
 from __future__ import annotations
 

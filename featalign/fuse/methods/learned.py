@@ -19,6 +19,7 @@ from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.rule import identity_alignment
 
+SAME = 1e-6  # divergence of an average from the ensemble below which there is nothing to learn
 EVALUATED = 256  # inputs per batch where nothing is learned
 NORMS = nn.modules.batchnorm._BatchNorm
 
@@ -28,7 +29,7 @@ def learned(
     problem: FusionProblem,
     *,
     start: str = "procrustes-wts",
-    steps: int = 400,
+    updates: int = 400,
     lr: float = 0.02,
     temperature: float = 0.5,
     batch: int = 32,
@@ -36,12 +37,12 @@ def learned(
 ) -> Proposal:
     """Permutations and rotations learned by gradient: the average is to do what the ensemble does on the probe.
 
-    Every client is aligned to the reference by the matcher `start`; then `steps` of Adam at rate `lr` on `batch` inputs
-    lower the divergence of `(1 - t) B + t S(A)` from the ensemble of both at the same weights, `t` drawn within
-    `spread / 2` of one half. What comes back are exact symmetries. Source: Theus et al. 2025, with the ensemble in
-    place of labels.
+    Every client is aligned to the reference by the matcher `start`; then `updates` of Adam at rate `lr`, on `batch`
+    inputs each, lower the divergence of `(1 - t) B + t S(A)` from the ensemble of both at the same weights, `t` drawn
+    within `spread / 2` of one half. What comes back are exact symmetries. Source: Theus et al. 2025, with the ensemble
+    in place of labels.
     """
-    for name, value, low in (("steps", steps, 0), ("batch", batch, 1)):
+    for name, value, low in (("updates", updates, 0), ("batch", batch, 1)):
         if value < low:
             raise BadOption(f"{name} = {value} of 'learned'; give at least {low}")
     if not (lr > 0 and temperature > 0 and 0 <= spread <= 1):
@@ -52,7 +53,7 @@ def learned(
             alignments.append(identity_alignment(problem))
             continue
         first = align(problem.pair(k), start)
-        found, divergence[problem.cohort.names[k]] = _learn(problem, k, first, steps, lr, temperature, batch, spread)
+        found, divergence[problem.cohort.names[k]] = _learn(problem, k, first, updates, lr, temperature, batch, spread)
         alignments.append(found)
     return Proposal(tuple(alignments), notes={"divergence": divergence})
 
@@ -61,7 +62,7 @@ def _learn(
     problem: FusionProblem,
     client: int,
     start: Alignment,
-    steps: int,
+    updates: int,
     lr: float,
     temperature: float,
     batch: int,
@@ -73,9 +74,11 @@ def _learn(
     network, task = _Averaged(source, target, symmetries), problem.cohort.task
     generator = torch.Generator().manual_seed(problem.cohort.seed)
     optimiser = torch.optim.Adam(symmetries.parameters(), lr)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(updates, 1))
     before = network.divergence(task, problem.cohort.refit_inputs)
-    for inputs in _drawn(problem, batch, steps, generator):
+    if before < SAME:
+        return start, {"before": before, "after": before}
+    for inputs in _drawn(problem, batch, updates, generator):
         share = 0.5 + spread * (float(torch.rand((), generator=generator)) - 0.5)
         loss = network.loss(task, inputs, share)
         optimiser.zero_grad()
@@ -142,12 +145,12 @@ class _Runs(nn.Module):
         return unwrap(inputs.run(self.network))
 
 
-def _drawn(problem: FusionProblem, batch: int, steps: int, generator: torch.Generator) -> Iterator[Batch]:
-    """`steps` batches of the refit inputs, in random order, pass after pass."""
+def _drawn(problem: FusionProblem, batch: int, updates: int, generator: torch.Generator) -> Iterator[Batch]:
+    """`updates` batches of the refit inputs, in random order, pass after pass."""
     done = 0
-    while done < steps:
+    while done < updates:
         for inputs in problem.cohort.refit_inputs.epoch(batch, generator):
-            if done == steps:
+            if done == updates:
                 return
             done += 1
             yield inputs

@@ -54,6 +54,7 @@ def compare(
     tokenizer: Any = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
+    base: nn.Module | None = None,
     device: str | None = None,
     out: Path | str | None = None,
     overwrite: bool = False,
@@ -74,6 +75,7 @@ def compare(
         names: of the clients; A, B, ... when not given.
         class_counts: `[clients, classes]` label counts, if the server may know them.
         tokenizer: for probes given as strings; its `decode` puts text on the page.
+        base: the network that all clients were trained from, for methods that add up what each learned since.
         options: by method, such as `{"ot-acts": {"cost": "correlation"}}`.
         out: folder to write, page included; `overwrite` replaces a run that is there.
         settings: other fields of `CompareConfig`: head, ridge, curve, augmented, expansion, k, evidence, architecture.
@@ -92,7 +94,7 @@ def compare(
             cohort = Cohort.of(
                 modules, inputs, evaluate, task, data=data, names=names, class_counts=class_counts,
                 class_names=class_names, tokenizer=tokenizer, refit_inputs=_extended(inputs, config, seed), seed=seed,
-                device=device,
+                base=base, device=device,
             )  # fmt: skip
             trial = examine(cohort, config, bar.stage(seed), tokenizer)
         clients = [ClientRow(seed, name) for name in cohort.names]

@@ -27,6 +27,11 @@ class RunSettings:
         select, weigh, fuse, algorithm: registered names: selection, weighing, fusion method, local algorithm.
         select_options, weigh_options, fuse_options, algorithm_options: of those.
         refit: no, on the public probe (true), or from the clients' moments alone ("moments").
+        calibrate: solve the readout of the fused network from sums over the clients, in a second exchange; "masked"
+            sends summands that only their sum can be read from.
+        match: units by the method, or by Gromov transport between the clients' Gram matrices ("gromov").
+        probe_kind: public, or drawn from Gaussians of the clients' inputs (synthetic).
+        noise: Gaussian, on moments that leave a client, in units of each Gram matrix's mean diagonal.
         repair: of statistics; none as the method decides.
         head: target of the readout in the refit; none for the task's first.
         ridge: of the refit, relative to each Gram matrix.
@@ -48,6 +53,10 @@ class RunSettings:
     fuse: str = "vanilla"
     fuse_options: Mapping[str, Any] = field(default_factory=dict)
     refit: bool | Literal["moments"] = False
+    calibrate: bool | Literal["masked"] = False
+    match: Literal["method", "gromov"] = "method"
+    probe_kind: Literal["public", "synthetic"] = "public"
+    noise: float = 0.0
     repair: bool | None = None
     head: str | None = None
     ridge: float = 1e-2
@@ -82,8 +91,18 @@ class RunSettings:
         return Settings(
             (self.select, self.select_options),
             (self.weigh, self.weigh_options),
-            Fusing(self.fuse, self.fuse_options, self.refit, self.repair, self.head, self.ridge),
-            Local(self.algorithm, self.algorithm_options, train),
+            Fusing(
+                self.fuse,
+                self.fuse_options,
+                self.refit,
+                self.repair,
+                self.head,
+                self.ridge,
+                calibrate=self.calibrate,
+                probe=self.probe_kind,
+                match=self.match,
+            ),
+            Local(self.algorithm, self.algorithm_options, train, noise=self.noise),
             start=self.start,
             server_lr=self.server_lr,
             momentum=self.momentum,
@@ -102,6 +121,7 @@ class FederateConfig(RunSettings):
     Attributes:
         dataset: name of a data set.
         folder: folder with the user's copy of it, or empty.
+        samples: training samples that are dealt to the clients, from the first on; 0 for all.
         task: registered name; none means the data set's.
         split: partition scheme: special-label, iid, dirichlet, client-dirichlet, shards, quantity.
         special: the label that only client A holds (special-label).
@@ -116,6 +136,7 @@ class FederateConfig(RunSettings):
 
     dataset: str = "digits"
     folder: str = ""
+    samples: int = 0
     task: str | None = None
     split: str = "dirichlet"
     special: int = 4
@@ -129,7 +150,7 @@ class FederateConfig(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, low in (("clients", 1), ("probe", 0)):
+        for name, low in (("clients", 1), ("probe", 0), ("samples", 0)):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
         for name, values in self.runs.items():

@@ -54,6 +54,7 @@ def _scores(config: FederateConfig, table: pd.DataFrame, metric: Metric) -> Sect
     for run, row in table.iterrows():
         settings = each[str(run)]
         refit = {False: "none", True: "public probe", "moments": "moments only"}[settings.refit]
+        refit += ", readout from sums" * bool(settings.calibrate)
         how = f"{settings.select} x {settings.weigh} x {settings.fuse}"
         numbers = [metric.shown(row[name]) for name in (metric.name, "best", "worst tenth")]
         sizes = [f"{row['MB up']:.1f}", f"{row['MB down']:.1f}", int(row["faults"]), f"{row['seconds']:.1f}"]
@@ -95,10 +96,10 @@ def _features(features: pd.DataFrame, figures: Mapping[str, go.Figure]) -> list[
         "of the first round kept",
     ]
     section = Section("Features over rounds").text(
-        "Dictionaries of the clients' networks and of the aggregate, read on the public probe and carried from reading to "
-        "reading. Shared: the aggregate holds the feature, and it is another client's too. Local: the aggregate holds it "
-        "of this client alone. Lost: the aggregate does not hold it. Re-learned: lost at the last reading, and local "
-        "training brought it back. All in percent of the clients' living features."
+        "Dictionaries of the clients' networks and of the aggregate, read on the public probe and carried from "
+        "reading to reading. Shared: the aggregate holds the feature, and it is another client's too. Local: the "
+        "aggregate holds it of this client alone. Lost: the aggregate does not hold it. Re-learned: lost at the last "
+        "reading, and local training brought it back. All in percent of the clients' living features."
     )
     section = section.table(head, rows).figure(figures["survival"]).figure(figures["states"])
     for name, figure in figures.items():

@@ -34,6 +34,7 @@ class MatchConfig:
         steps: of their training; 0 means what the size asks for.
         rows: rows of activations that they are trained on, at most.
         held_out: share of the inputs that they are not trained on, on which everything is measured then.
+        cards: inputs that the page's cards look through, at most; 0 for no cards.
         seed: of everything that is drawn.
         device: where networks run, such as cuda; none leaves them where they are.
     """
@@ -50,12 +51,13 @@ class MatchConfig:
     steps: int = 0
     rows: int = 200_000
     held_out: float = 0.2
+    cards: int = 2_000
     seed: int = 0
     device: str | None = None
 
     def __post_init__(self) -> None:
         typed.check(self)
-        for name, low in (("width", 0), ("k", 0), ("steps", 0), ("rows", 32), ("seed", 0)):
+        for name, low in (("width", 0), ("k", 0), ("steps", 0), ("rows", 32), ("cards", 0), ("seed", 0)):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
         if not 0 < self.held_out < 1:

@@ -14,8 +14,6 @@ from featalign.measure.agreement import Agreement
 from featalign.studies.match.rows import PairRow, SummaryRow
 from featalign.transport.codes import Codes
 
-ORDER = (MATCHED, SPLIT, MERGED, OWN, DEAD)
-
 
 def energy_shares(basis: Basis, codes: Codes) -> np.ndarray:
     """Share of the client's code energy in each latent, `[F]`."""
@@ -30,7 +28,7 @@ def pair_rows(
     codes: tuple[Codes, Codes] | None,
     energy: tuple[np.ndarray, np.ndarray] | None,
 ) -> list[PairRow]:
-    """The pairs of two clients at a site, best first within a kind; without codes what rests on them stays empty."""
+    """The pairs of two clients at a site, matched ones first; without codes what rests on them stays empty."""
     near, back = found.near, found.near.T.tocsr()
     families = _families(found)
     rows = []
@@ -48,7 +46,7 @@ def pair_rows(
         rows.append(
             PairRow(*place, link.a, link.b, score, max(rivals), float(null), gain, share, overlap, link.kind, together)
         )
-    return sorted(rows, key=lambda row: ORDER.index(row.kind) if row.kind == MATCHED else 1)
+    return sorted(rows, key=lambda row: row.kind != MATCHED)
 
 
 def _families(found: Correspondence) -> dict[tuple[str, int], list[tuple[int, int]]]:

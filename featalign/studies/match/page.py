@@ -30,8 +30,12 @@ def match_page(result: MatchResult) -> str:
 
 
 def _browser(result: MatchResult) -> Section:
-    """Where the browser of all features stands."""
-    return Section("Features").widget("features", "match", result.widgets["browser"])
+    """All features with their cards."""
+    words = (
+        "Every latent with the inputs that drive it most and a few of ordinary strength; click one to see its partner "
+        "on the same inputs beside it. Columns are those of the tables below."
+    )
+    return Section("Features").text(words).widget("features", "match", result.widgets["browser"])
 
 
 def _lead(result: MatchResult) -> str:

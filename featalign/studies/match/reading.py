@@ -150,15 +150,15 @@ class Reading:
     """What is kept of one client at one label.
 
     Attributes:
-        codes: of all rows, sparse.
-        sample: at most `SAMPLE` rows of activations, evenly spaced; those of all clients correspond.
-        moments: of the activations; error: squared error of the reconstruction of `measured` rows.
+        basis: that the codes are of.
+        parts: codes of the batches read so far, sparse; kept: rows as they are, the same ones for all clients.
+        error: squared error of the reconstruction of some rows; spread: their moments.
+        gathered: all codes, once they were asked for.
     """
 
     basis: Basis
     parts: list[scipy.sparse.csr_array] = field(default_factory=list)
     kept: list[torch.Tensor] = field(default_factory=list)
-    moments: Moments = field(default_factory=Moments)
     error: float = 0.0
     spread: Moments = field(default_factory=Moments)
     gathered: Codes | None = None
@@ -173,7 +173,8 @@ class Reading:
             if rebuilt.shape == part.shape:  # a transcoder writes another site
                 self.error += float((part - rebuilt).double().pow(2).sum())
                 self.spread.update(part)
-        self.kept.append(rows[::kept].cpu().clone())
+        if sum(map(len, self.kept)) < SAMPLE:
+            self.kept.append(rows[::kept].cpu().clone())
 
     @property
     def codes(self) -> Codes:

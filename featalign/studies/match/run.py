@@ -15,6 +15,7 @@ from featalign import storage
 from featalign.align.geometry import MatchWarning
 from featalign.data.task import Task
 from featalign.errors import BadOption
+from featalign.studies.match import browser
 from featalign.studies.match.compare import Compared, compare_codes, compare_geometry
 from featalign.studies.match.config import MatchConfig, MatchRunConfig
 from featalign.studies.match.quality import quality_rows
@@ -143,13 +144,10 @@ def match_subjects(
         "notes": [*dict.fromkeys(said), *notes, *more],
     }
     result = MatchResult(config, frames, facts, found.arrays, {}, material=material)
-    result.widgets = browser_content(result)
+    shown, unshown = browser.content(result, config.cards)
+    result.widgets = {"browser": shown} if shown else {}
+    result.facts["notes"] += unshown
     return result
-
-
-def browser_content(result: MatchResult) -> dict[str, Any]:
-    """Plain data of the page's browser of features; `result.material` holds networks, inputs, codes and bases."""
-    return {}
 
 
 def _compared(

@@ -49,14 +49,15 @@ def subjects_of(
     held = [_bases(basis) for basis in bases] or [{} for _ in networks]
     labels = _names(names, bases, models, count)
     modules: list[Any] = list(networks) * count if len(networks) == 1 else list(networks) or [None] * count
-    found = [Subject(name, module) for name, module in zip(labels, modules)]
-    for subject, (wanted, places) in zip(found, _places(held, site, count, networks)):
-        if subject.model is not None:
-            subject.sites = {label: resolve_site(subject.model, place) for label, place in zip(wanted, places)}
+    found = []
+    for name, module, own, (wanted, places) in zip(labels, modules, held, _places(held, site, count, networks)):
+        subject = Subject(name, module)
+        if module is not None:
+            subject.sites = {label: resolve_site(module, place) for label, place in zip(wanted, places)}
         if bases:
-            own = held[found.index(subject)]
-            subject.bases = {label: own.get(label) or next(iter(own.values())) for label in wanted}
+            subject.bases = {label: own.get(label, next(iter(own.values()))) for label in wanted}
             _check_hooks(subject)
+        found.append(subject)
     return found
 
 
@@ -118,6 +119,8 @@ def _places(
     if any(each and each != [""] for each in given):
         if any(each != given[0] for each in given):
             raise BadOption(f"bases at other sites: {given[0]} and {next(e for e in given if e != given[0])}")
+        if not networks and len(given[0]) > 1:
+            raise BadOption("bases at several sites need models= to be read with; or match them site by site")
         return [(each, each) for each in given]
     if not given[0]:  # dictionaries are to be trained, at every site in every client
         if not sites:

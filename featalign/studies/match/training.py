@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 
 from featalign.data.inputs import Inputs
 from featalign.dictionaries import train
-from featalign.dictionaries.preflight import FIRINGS_PER_LATENT, default_k, supported_width
-from featalign.errors import DictionaryError, ProbeError
+from featalign.errors import ProbeError
 from featalign.spaces.naming import hook_name_of
 from featalign.studies.match.config import MatchConfig
 from featalign.studies.match.reading import NetworkRows
@@ -40,10 +38,9 @@ def train_bases(subjects: Sequence[Subject], inputs: Inputs, config: MatchConfig
     jobs = [(subject, label) for subject in subjects for label in subject.sites]
     for number, (subject, label) in enumerate(tqdm(jobs, disable=not progress, desc="dictionaries")):
         rows = gathered[number]
-        k = config.k or default_k(rows.shape[1])
         facts = {"client": subject.name, "space": label, "hook_name": _hook(subject, label)}
         subject.bases[label] = train(
-            rows, _width(label, rows, k, config), config.architecture, k, config.seed + number,
+            rows, config.width or None, config.architecture, config.k or None, config.seed + number,
             config.steps or None, metadata=facts,
         )  # fmt: skip
         subject.trained[label] = len(rows)
@@ -69,18 +66,3 @@ def training_rows(subjects: Sequence[Subject], inputs: Inputs, most: int) -> lis
             chosen = torch.randperm(len(rows), generator=generator.manual_seed(len(place)))[:count].sort().values
             place.append(rows[chosen].float().cpu())
     return [torch.cat(place) for place in parts]
-
-
-def _width(label: str, rows: torch.Tensor, k: float, config: MatchConfig) -> int | None:
-    """What was asked for, or the default; raises `DictionaryError` where the data carry less than the layer's width."""
-    if config.width:
-        return config.width
-    samples, units = rows.shape
-    carried = supported_width(int(0.9 * samples), k)  # the trainer keeps a tenth
-    if carried < units:
-        need = math.ceil(units * FIRINGS_PER_LATENT / k / 0.9)
-        raise DictionaryError(
-            f"'{label}' has {units} units, and the inputs give {samples} rows to train on: a dictionary as wide as the "
-            f"layer needs {need}; give more inputs, or width= for a narrower one (the data carry {carried})"
-        )
-    return None

@@ -14,6 +14,7 @@ from featalign.measure.crosscoder import latent_strengths, norm_shares
 from featalign.transport.codes import Codes, nearest
 
 CHUNK = 2048
+ROOM = 1.3  # latents of the joint dictionary over those of the largest: every client's own ones need a place
 
 
 def untrained_codes(basis: Basis, sample: torch.Tensor, l0: float, seed: int) -> Codes:
@@ -44,7 +45,7 @@ def crosscoder_columns(
     A joint dictionary is trained on the clients' samples side by side; a latent's nearest is the joint latent whose
     code correlates most with its own, NaN where that is below the rule's minimum.
     """
-    width = max(len(basis.atoms) for basis in bases)
+    width = round(ROOM * max(len(basis.atoms) for basis in bases))
     coder = train_crosscoder(samples, width=width, seed=seed, steps=steps)
     rows = coder.side_by_side([sample.float() for sample in samples])
     joint = torch.cat([coder.dictionary.encode(part) for part in rows.split(CHUNK)])
