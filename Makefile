@@ -1,9 +1,9 @@
-# Two commands: `make run` and `make test`. Both set up .venv when it is missing or out of date.
+# Two commands: `make run` and `make test`. Both set up .venv when it is missing or out of date. `make docs` builds the site.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar off -c constraints.txt
 
-.PHONY: run test lint types venv clean
+.PHONY: run test lint types venv docs gallery dist clean
 
 # what `featalign` needs to run
 .venv/core: pyproject.toml constraints.txt
@@ -34,5 +34,23 @@ types: .venv/dev
 test: lint types
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
+# the site, in build/site; needs no internet once installed
+.venv/docs: .venv/dev
+	@echo "installing what the site is built with into .venv"
+	@$(INSTALL) -e '.[docs]'
+	@touch $@
+
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "the site is build/site/index.html"
+
+# thumbnails of the gallery and pictures of the methods; the thumbnails need Chromium
+gallery: .venv/dev
+	$(BIN)/python -m gallery.make
+	$(BIN)/python -m sitegen.pictures
+
+dist: .venv/dev
+	$(BIN)/python -m build --outdir dist .
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache

@@ -20,10 +20,11 @@ _VERBS = {
     "diagnose": "featalign.studies.diagnose.run",
     "federate": "featalign.studies.federate.run",
     "load": "featalign.studies.result",
+    "match": "featalign.studies.match.run",
 }
 _PACKAGES = (
     *("data", "clients", "spaces", "toy", "dictionaries", "transport"),
-    *("align", "fuse", "federated", "measure", "plots", "report", "studies", "bench", "errors"),
+    *("align", "fuse", "federated", "measure", "plots", "report", "studies", "bench", "tracking", "errors"),
 )
 
 __all__ = ["__version__", *_VERBS, *_PACKAGES]

@@ -20,3 +20,10 @@ def test_notebook_runs(path, tmp_path):
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert outputs and not [output for output in outputs if output.output_type == "error"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_outputs_are_light(path):
+    """Tables and words only: a figure is drawn by running its cell."""
+    text = path.read_text()
+    assert len(text) < 40_000 and "application/vnd.plotly" not in text

@@ -69,7 +69,7 @@ def cross_moments(
 ) -> list[CrossMoments]:
     """Joint moments of two modules' activations on the same probe, one `CrossMoments` per site, streamed once."""
     target_sites = target_sites or sites
-    moments = [CrossMoments() for _ in sites]
+    moments = [CrossMoments(within=False) for _ in sites]
     inputs = probe.batched(fitting_batch(source, probe, list(sites)))
     for (_, mine), (_, theirs) in zip(stream(source, inputs, list(sites)), stream(target, inputs, list(target_sites))):
         for moment, a, b in zip(moments, sites, target_sites):
@@ -90,7 +90,7 @@ def pooled_moments(
 
     `normalised`: each row at unit length, as RMSNorm shows it, so that late depths do not drown early ones.
     """
-    moments = CrossMoments()
+    moments = CrossMoments(within=False)
     inputs = probe.batched(256)
     distinct: list[tuple[Site, Site]] | None = None
     for (_, mine), (_, theirs) in zip(stream(source, inputs, list(sites)), stream(target, inputs, list(target_sites))):

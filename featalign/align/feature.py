@@ -92,15 +92,15 @@ def match_features(
     of spare latents through that share a little of one feature. Latents that never fire carry no mass. Raises
     `ProbeError` when nothing fires.
     """
-    moments, null = CrossMoments(), CrossMoments()
+    moments, null = CrossMoments(within=False), CrossMoments(within=False)
     with torch.no_grad():
         for batch_a, batch_b in activations:
             codes_a, codes_b = a.encode(batch_a), b.encode(batch_b)
             moments.update(codes_a, codes_b)
             null.update(codes_a, codes_b.roll(max(1, len(codes_b) // 2), dims=0))
     correlation = moments.correlation.numpy()
-    variance_a = moments.covariance_aa.diagonal().clamp_min(0).numpy()
-    variance_b = moments.covariance_bb.diagonal().clamp_min(0).numpy()
+    variance_a = moments.variance_a.numpy()
+    variance_b = moments.variance_b.numpy()
     alive_a, alive_b = np.flatnonzero(variance_a > 1e-12), np.flatnonzero(variance_b > 1e-12)
     if len(alive_a) == 0 or len(alive_b) == 0:
         raise ProbeError(f"no latent of the '{a.name}' or '{b.name}' basis fires on the probe; give a larger probe set")
@@ -140,8 +140,8 @@ def unit_affinity(match: FeatureMatch, a: Basis, b: Basis) -> np.ndarray:
     pairs = match.pairs
     atoms_a = a.atoms.detach().double().numpy()[pairs[:, 0]]
     atoms_b = b.atoms.detach().double().numpy()[pairs[:, 1]]
-    variance_a = match.moments.covariance_aa.diagonal().numpy()[pairs[:, 0]]
-    variance_b = match.moments.covariance_bb.diagonal().numpy()[pairs[:, 1]]
+    variance_a = match.moments.variance_a.numpy()[pairs[:, 0]]
+    variance_b = match.moments.variance_b.numpy()[pairs[:, 1]]
     weight = match.scores**2 * np.sqrt(np.clip(variance_a * variance_b, 0, None))
     shared = (atoms_a * weight[:, None]).T @ atoms_b
     scale = np.sqrt(np.outer((atoms_a**2 * weight[:, None]).sum(0), (atoms_b**2 * weight[:, None]).sum(0)))

@@ -16,8 +16,7 @@ import torch
 from torch import nn
 
 from featalign.align.linear import polar
-from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.weights import ROTATIONS
+from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
 from featalign.spaces.apply import moved, moved_tensor, pieces_of, rebuilt, unit_rows
 from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
 from featalign.transport import solve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ import torch
 from featalign.errors import SpaceMismatch
 from featalign.spaces.graph import Symmetry
 from featalign.transport import Plan
+
+ROTATIONS = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,15 @@ class SpaceMap:
         coupling = torch.from_numpy(plan.dense()).double()
         a, b = coupling.sum(1).clamp_min(1e-300), coupling.sum(0).clamp_min(1e-300)
         return cls((coupling / b).T.contiguous(), coupling / a[:, None], symmetry, plan=plan)
+
+    @classmethod
+    def published(cls, plan: Plan, symmetry: Symmetry = Symmetry.PERMUTATION) -> SpaceMap:
+        """The pair of OTFusion's code, both maps divided by the reference's masses: `O = diag(1/b) T^T`, `R = O^T`.
+
+        For unequal widths it rescales the client by m/n with every space; kept to reproduce Singh and Jaggi (2020).
+        """
+        found = cls.from_plan(plan, symmetry)
+        return replace(found, into=found.out.T.contiguous())
 
 
 @dataclass(frozen=True)

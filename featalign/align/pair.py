@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -110,9 +110,10 @@ class Pair:
 
     @property
     def moments(self) -> CrossMoments:
-        """Joint moments of pre-activations on the probe; of a stream, which several layers write, at every depth."""
-        writers = [layer for layer in self.clients.graphs[0].layers if layer.writes == self.name]
-        if len(writers) > 1 and self.source.whole_sites:
+        """Joint moments of pre-activations on the probe; of a stream, which several weights write, at every depth."""
+        state = self.clients.states[0]
+        weights = {axis.parameter for axis in self.source.writers if state[axis.parameter].dim() > 1}
+        if len(weights) > 1 and self.source.whole_sites:
             return self.stream_moments
         return self.clients.moments[self.name]
 
@@ -133,6 +134,12 @@ class Pair:
 
         return clients.memory.get("stream", (*clients.modules, clients.probe, self.name), make)
 
+    def within(self, side: int) -> CrossMoments:
+        """Joint moments of the source (0) or the target (1) with itself: `covariance_ab` is what its units share."""
+        module, graph, place = (each[side] for each in (self.clients.modules, self.clients.graphs, self.clients.index))
+        alone = replace(self.clients, modules=(module,) * 2, graphs=(graph,) * 2, index=(place,) * 2, bases={})
+        return Pair(alone, self.name).moments
+
     @property
     def silent(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Orthonormal directions `[n, k]`, `[m, l]` of source and target that no layer writes (norms aside)."""
@@ -146,7 +153,11 @@ class Pair:
     def incoming(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What writes each unit, `[n, features]` after the settled maps of earlier spaces and `[m, features]`."""
         (own, other), (graph, target_graph) = self.clients.states, self.clients.graphs
-        return incoming_rows(own, graph, self.name, self.settled, other), incoming_rows(other, target_graph, self.name)
+        stay = {name: SpaceMap.identity(target_graph[name].size) for name in self.settled}
+        return (
+            incoming_rows(own, graph, self.name, self.settled, other),
+            incoming_rows(other, target_graph, self.name, stay),
+        )
 
     @property
     def bases(self) -> tuple[Basis, Basis]:

@@ -2,7 +2,8 @@
 
 In the ascent one space is solved at a time, all others held: the gain of giving unit i of the source the place j of
 the target is the inner product of everything that writes or reads the two. Spaces with an elementwise nonlinearity
-take the best assignment, linear and rotation spaces the polar factor (Procrustes on weights).
+take the best assignment, linear and rotation spaces the polar factor (Procrustes on weights). Attention heads are
+compared by what no basis inside them changes, and turned inside into the basis of their partners at once.
 Source: Ainsworth, Hayase and Srinivasa 2023; Singh and Jaggi 2020.
 """
 
@@ -13,15 +14,15 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import nn
 
+from featalign.align.heads import Heads, attention_layers, gauged_state, inner_map, match_heads
 from featalign.align.linear import rotation
-from featalign.align.maps import Alignment, SpaceMap
+from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
 from featalign.errors import ArchitectureMismatch, SpaceMismatch
 from featalign.spaces.apply import Pieces, moved_tensor, pieces_of, unit_rows
-from featalign.spaces.graph import Axis, Space, SpaceGraph, Symmetry
+from featalign.spaces.graph import Axis, Space, SpaceGraph
 from featalign.spaces.norms import RootMeanSquare
 from featalign.transport import solve
 
-ROTATIONS = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
 SILENT = 1e-12  # share of the energy that is written, below which a direction is silent
 _STATISTICS = ("running_mean", "running_var")  # describe the data, not the unit
 
@@ -33,7 +34,10 @@ def incoming_rows(
     settled: Mapping[str, SpaceMap] | None = None,
     like: Mapping[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Everything that writes each unit of a space, `[size, features]`, float64: weight rows and biases.
+    """What writes each unit of a space, `[size, features]`, float64: weight rows and biases.
+
+    Only tensors whose other axes have their basis already count, where there are any: rows over inputs in an unknown
+    order say nothing about a unit.
 
     Args:
         state: state dict of the network.
@@ -42,12 +46,10 @@ def incoming_rows(
             dimensions.
     """
     space = graph[name]
-    parameters = {axis.parameter for axis in space.writers}
-    pieces = pieces_of(graph, touching(graph, parameters, settled or {}))
+    axes = [axis for axis in space.writers if not axis.parameter.endswith(_STATISTICS)]
+    pieces = pieces_of(graph, touching(graph, {axis.parameter for axis in axes}, settled or {}))
     rows = []
-    for axis in space.writers:
-        if axis.parameter.endswith(_STATISTICS):
-            continue
+    for axis in _over_settled(graph, name, axes, settled or {}):
         tensor = state[axis.parameter]
         if like is not None and like[axis.parameter].dim() != tensor.dim():
             raise SpaceMismatch(
@@ -59,6 +61,14 @@ def incoming_rows(
     if not rows:
         raise SpaceMismatch(f"no weight writes space '{name}'; match it by activations")
     return torch.cat(rows, dim=1)
+
+
+def _over_settled(graph: SpaceGraph, name: str, axes: list[Axis], settled: Mapping[str, SpaceMap]) -> list[Axis]:
+    """The axes of tensors whose other hidden spaces are settled; all of them where there are none but biases."""
+    known = {space.name for space in graph.spaces if space.pinned} | set(settled) | {name}
+    found = [axis for axis in axes if set(graph.by_parameter.get(axis.parameter, ())) <= known]
+    weights = [axis for axis in axes if not axis.parameter.endswith("bias")]
+    return found if any(axis in found for axis in weights) else axes
 
 
 def touching(graph: SpaceGraph, parameters: Iterable[str], maps: Mapping[str, SpaceMap]) -> dict[str, SpaceMap]:
@@ -107,16 +117,17 @@ def match_weights(
         raise ArchitectureMismatch("the two networks have different hidden spaces; match clients of one architecture")
     matcher = _Ascent(source, target, graph, target_graph, rotate)
     matcher.maps.update(fixed or {})
-    free = [space for space in graph.hidden if space.name not in matcher.maps]
+    free = matcher.free()
     generator = torch.Generator().manual_seed(seed)
-    for space in free:
-        matcher.update(space, settled_only=True)
+    for each in free:
+        matcher.update(each, settled_only=True)
     done, changed = 0, True
     while changed and done < sweeps:
         order = torch.randperm(len(free), generator=generator)
         changed = any([matcher.update(free[k]) for k in order])
         done += 1
-    return Alignment(matcher.maps, diagnostics={"sweeps": done, "similarity": matcher.similarity()})
+    found = {space.name: matcher.maps[space.name] for space in graph.hidden}
+    return Alignment(found, matcher.gauge, {"sweeps": done, "similarity": matcher.similarity()})
 
 
 class _Ascent:
@@ -126,8 +137,25 @@ class _Ascent:
         self.source, self.target = source.state_dict(), target.state_dict()
         self.graph, self.target_graph, self.rotate = graph, target_graph, rotate
         self.maps: dict[str, SpaceMap] = {}
+        self.gauge: dict[str, torch.Tensor] = {}
+        self.module, self.own = source, self.source
         hidden = {space.name for space in graph.hidden}
         self.spaces_of = {name: hidden & set(spaces) for name, spaces in graph.by_parameter.items()}
+
+    def free(self) -> list[Space | Heads]:
+        """What is to be solved, from the input upwards: attention layers as a whole, other spaces one by one.
+
+        Where widths differ or nothing may be rotated, and for heads within groups, the spaces of attention are alike.
+        """
+        same = [space.size for space in self.graph.hidden] == [space.size for space in self.target_graph.hidden]
+        layers = [layer for layer in attention_layers(self.graph) if layer.inner] if same and self.rotate else []
+        owner = {space.name: layer for layer in layers for space in (layer.heads, *layer.inner)}
+        free: list[Space | Heads] = []
+        for space in self.graph.hidden:
+            each = owner.get(space.name, space)
+            if space.name not in self.maps and each not in free:
+                free.append(each)
+        return free
 
     def gain(self, space: Space, settled_only: bool = False) -> torch.Tensor:
         """`[m, n]`: inner product of target unit j and source unit i over the tensors that hold the space."""
@@ -155,8 +183,10 @@ class _Ascent:
         tensor = moved_tensor(self.source[axis.parameter], axis.parameter, pieces, skip=(axis.dim, space.name))
         return unit_rows(tensor, axis, space.size)
 
-    def update(self, space: Space, settled_only: bool = False) -> bool:
-        """Solve one space and say whether its map changed."""
+    def update(self, space: Space | Heads, settled_only: bool = False) -> bool:
+        """Solve one space, or the heads of a layer, and say whether a map changed."""
+        if isinstance(space, Heads):
+            return self._update_heads(space)
         gain = self.gain(space, settled_only)
         if self.rotate and space.symmetry in ROTATIONS and len(gain) == gain.shape[1]:
             found = rotation(gain)
@@ -165,6 +195,18 @@ class _Ascent:
         before = self.maps.get(space.name)
         self.maps[space.name] = found
         return before is None or not torch.allclose(before.out, found.out, atol=1e-4)
+
+    def _update_heads(self, layer: Heads) -> bool:
+        """Pair the heads of a layer, and turn them inside into the basis of their partners."""
+        mine = {layer.heads.name, *(space.name for space in layer.inner)}
+        others = {name: found for name, found in self.maps.items() if name not in mine}
+        before = self.maps.get(layer.heads.name)
+        found, turned = match_heads(layer, self.graph, others, self.own, self.target)
+        self.maps[layer.heads.name] = found
+        self.maps.update({space.name: inner_map(space) for space in layer.inner})
+        self.gauge.update(turned)
+        self.source = gauged_state(self.module, self.graph, self.gauge)
+        return before is None or not torch.equal(before.out, found.out)
 
     def similarity(self) -> float:
         """Cosine between all of the moved source's weights and the target's (running statistics left out)."""

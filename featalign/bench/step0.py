@@ -37,7 +37,6 @@ def step0(
     model: str = "resnet18",
     width: float = 0.125,
     samples: int = 4000,
-    resolution: int = 16,
     seed: int = 0,
     progress: bool = True,
 ) -> list[Step0Row]:
@@ -47,15 +46,14 @@ def step0(
     """
     from featalign.align import align
     from featalign.align.heads import aligned_state
-    from featalign.bench.vision import pictures
     from featalign.clients import Cohort, TrainConfig, evaluate, models, train_clients
-    from featalign.data import partition
+    from featalign.data import load, partition
     from featalign.fuse import FusionProblem
     from featalign.spaces import check, rebuilt
     from featalign.spaces.capture import outputs_of
     from featalign.spaces.check import output_change
 
-    whole = pictures(resolution=resolution)
+    whole = load("cifar10", progress=progress)
     dataset = replace(
         whole,
         name=f"{whole.name}-{samples}",

@@ -8,9 +8,11 @@ from typing import Any
 import typer
 
 from featalign.cli.output import print_rows, print_table
+from featalign.cli.paper import paper
 from featalign.errors import BadOption
 
 bench = typer.Typer(help="Side-by-side benchmarks against the library people would use instead.", no_args_is_help=True)
+bench.command("paper")(paper)
 
 
 @bench.command("sae")
@@ -43,6 +45,7 @@ def bench_transport(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quick: bool = typer.Option(False, "--quick", help="Sizes up to 1000 only, no sparse problems."),
     only: str = typer.Option(None, help="One table: exact, entropic or sparse."),
+    limit: float = typer.Option(600.0, metavar="SECONDS", help="Stop a solver of the sparse table after so long."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of seconds over size here."),
 ) -> None:
     """Exact, entropic and sparse transport against scipy and POT in the same run."""
@@ -50,7 +53,7 @@ def bench_transport(
 
     from featalign.bench.transport import table_rows, transport_benchmark
 
-    tables = transport_benchmark(quick, only)
+    tables = transport_benchmark(quick, only, limit=limit)
     if figure is not None:
         from featalign.plots.transport import benchmark
 
@@ -59,6 +62,24 @@ def bench_transport(
         typer.echo(json.dumps(tables, indent=2))
     else:
         print_table(list(table_rows(tables)))
+
+
+@bench.command("synthetic")
+def bench_synthetic(
+    features: int = typer.Option(2048, help="True features of the synthetic model."),
+    units: int = typer.Option(128, help="Dimensions that they share."),
+    width: int = typer.Option(1024, help="Latents of the dictionaries."),
+    k: int = typer.Option(12, help="Active latents per sample."),
+    samples: int = typer.Option(100_000, help="Activations that both libraries train on."),
+    steps: int = typer.Option(1500, help="Training steps of every dictionary."),
+    architecture: list[str] = typer.Option(["topk", "batchtopk"], metavar="NAME", help="Repeat for several."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Known features of sae-lens's synthetic models (as in SynthSAEBench), both trainers, sae-lens as the judge."""
+    from featalign.bench.synthetic import synthetic_benchmark
+
+    rows = synthetic_benchmark(features, units, width, k, samples, steps, architectures=architecture)
+    print_rows(rows, as_json)
 
 
 @bench.command("toy")
@@ -102,9 +123,10 @@ def bench_step0(
 def bench_vision(
     model: list[str] = typer.Option(["vgg11", "resnet20"], metavar="NAME", help="Architectures."),
     seeds: int = typer.Option(1, help="Pairs of networks per architecture."),
-    resolution: int = typer.Option(16, help="Pixels a side that CIFAR-10 is averaged down to; 32 keeps it."),
     probe: int = typer.Option(400, help="Unlabelled pictures for matching, repair and refit."),
-    curve: bool = typer.Option(False, "--curve", help="Also score five mixing weights."),
+    method: list[str] = typer.Option(None, "--method", help="Methods to run.  [default: all without dictionaries]"),
+    epochs: int = typer.Option(None, help="Of training the networks.  [default: what one core manages in ten minutes]"),
+    curve: bool = typer.Option(False, "--curve", help="Also score four other mixing weights."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
@@ -113,7 +135,7 @@ def bench_vision(
     from featalign.bench.vision import vision
 
     shares = (0.1, 0.3, 0.7, 0.9) if curve else ()
-    result = vision(model, seeds=seeds, resolution=resolution, probe=probe, curve=shares, progress=not quiet)
+    result = vision(model, method or None, seeds, probe, curve=shares, epochs=epochs, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import fusion_table
 
@@ -125,14 +147,15 @@ def bench_vision(
 def bench_barrier(
     pair: str = typer.Option("editions", help="editions (modern against First Folio spelling) or seeds."),
     steps: int = typer.Option(1000, help="Training steps of each transformer."),
+    method: list[str] = typer.Option(None, metavar="NAME", help="Registered methods.  [default: a selection]"),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the curves here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Loss between two character transformers, by the basis in which their weights are interpolated."""
-    from featalign.bench.barrier import barrier, barriers, curves, parents
+    from featalign.bench.barrier import METHODS, barrier, barriers, curves, parents
 
-    result = barrier(pair, steps=steps, progress=not quiet)
+    result = barrier(pair, method or METHODS, steps=steps, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import barrier_curves
 
@@ -142,6 +165,58 @@ def bench_barrier(
     print_rows(rows, as_json)
     if not as_json:
         typer.echo("parents {:.3f} and {:.3f} nats".format(*parents(result)))
+
+
+@bench.command("match")
+def bench_match(
+    latents: int = typer.Option(2048, help="Latents of either client."),
+    samples: int = typer.Option(100_000, help="Rows of shared inputs."),
+    active: int = typer.Option(32, help="Latents active per row."),
+    shuffled: bool = typer.Option(True, help="Also match after shuffling: how many pairs are left."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """Planted sparse codes of two clients: time, memory, and what is found of pairs, splits and own features."""
+    import json
+    from dataclasses import asdict
+
+    from featalign.bench.match import match_row, table_rows
+
+    row = match_row(latents, samples, active, shuffled)
+    if as_json:
+        typer.echo(json.dumps(asdict(row), indent=2))
+    else:
+        print_table(list(table_rows([row])))
+
+
+@bench.command("fusion")
+def bench_fusion(
+    pair: list[str] = typer.Option(
+        None, metavar="NAME", help="mnist-mlp, digits-resnet20, digits-vit, characters.  [default: all]"
+    ),
+    method: list[str] = typer.Option(
+        None, metavar="NAME", help="Registered methods.  [default: all that need no dictionary]"
+    ),
+    seeds: int = typer.Option(1, help="Repetitions; seed s trains pairs of its own."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Every fusion method on four small pairs of networks: score, seconds, memory, before and after the refit."""
+    import json
+
+    from featalign.bench.fusion import fusion
+
+    if seeds < 1:
+        raise BadOption(f"--seeds {seeds}; give at least 1")
+    result = fusion(pair or (), method or (), seeds, progress=not quiet)
+    if figure is not None:
+        from featalign.plots.fusion import methods_table
+
+        methods_table(result.to_frame()).write_html(figure)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        print_rows(result.to_frame().to_dict("records"), False)
 
 
 @bench.command("modes")

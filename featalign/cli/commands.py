@@ -14,9 +14,12 @@ from typing import Any, TextIO
 import typer
 
 from featalign.cli.bench import bench
+from featalign.cli.cache import cache
 from featalign.cli.data import data
+from featalign.cli.doctor import doctor
 from featalign.cli.federate import federate
 from featalign.cli.fuse import fuse
+from featalign.cli.match import match
 from featalign.cli.output import print_table
 from featalign.cli.toy import toy
 from featalign.errors import FeatalignError
@@ -25,7 +28,6 @@ app = typer.Typer(
     name="featalign",
     help="In which basis do separately trained networks agree, and what does averaging in the wrong one cost?",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 INTERRUPTED = 130  # exit status after Ctrl-C
@@ -40,7 +42,10 @@ app.add_typer(bench, name="bench")
 app.add_typer(toy, name="toy")
 app.add_typer(data, name="data")
 app.add_typer(federate, name="federate")
+app.add_typer(cache, name="cache")
+app.command("doctor")(doctor)
 app.command("fuse")(fuse)
+app.command("match")(match)
 
 
 @app.command("compare")
@@ -71,7 +76,9 @@ def compare(
     ),
     epochs: int = typer.Option(None, help="Passes of client training.  [default: the family's recipe]"),
     probe: int = typer.Option(None, help="Number of unlabelled inputs that all clients share.  [default: 400]"),
-    augment: str = typer.Option(None, help="Extension of the probe: shift-mix, gaussian, none.  [default: shift-mix]"),
+    augment: str = typer.Option(
+        None, help="Extension of the probe: blend, shift-mix, gaussian, none.  [default: blend]"
+    ),
     mixing: float = typer.Option(
         None, help="Weight of the first client, 0 to 1; the others share the rest.  [default: equal weights]"
     ),
@@ -152,7 +159,9 @@ def diagnose_command(
     run_folder: Path = typer.Option(None, "--run", metavar="DIR", help="Diagnose the first client of a compare run."),
     dataset: str = typer.Option(None, help="Where inputs and targets come from.  [default: digits]"),
     texts: Path = typer.Option(None, metavar="FILE", help="Inputs of a language model, one text per line."),
-    spaces: str = typer.Option(None, help="Hidden spaces separated by commas.  [default: all]"),
+    spaces: str = typer.Option(
+        None, help="Hidden spaces, hook names or module paths, by commas.  [default: all spaces]"
+    ),
     width: int = typer.Option(None, help="Latents of the dictionaries.  [default: by size, capped by the data]"),
     seeds: int = typer.Option(
         None,

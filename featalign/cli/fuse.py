@@ -30,12 +30,13 @@ def fuse(
     mixing: str = typer.Option(
         None, metavar="WEIGHTS", help="Weight of the first client, or of all: 0.2,0.3,0.5.  [default: equal]"
     ),
-    reference: str = typer.Option("-1", help="Index or name of the client whose basis the others are moved into."),
+    reference: str = typer.Option("-1", help="Client whose basis the others are moved into: index, name or auto."),
     refit: bool = typer.Option(True, help="Regress every layer on the probe, in closed form and without labels."),
     repair: bool = typer.Option(
         None, help="Restore the statistics that averaging shrinks.  [default: for ten affine layers or more]"
     ),
     head: str = typer.Option(None, help="Readout target of the refit; none keeps the rule's.  [default: the task's]"),
+    steps: int = typer.Option(0, help="Gradient steps towards the clients' ensemble after the refit, on the probe."),
     task: str = typer.Option(None, help="classification, next-token, ...  [default: read off outputs and targets]"),
     evaluate: str = typer.Option(None, metavar="FILE|DATASET", help="Inputs with labels, for scores."),
     tokenizer: Path = typer.Option(
@@ -44,6 +45,9 @@ def fuse(
     samples: int = typer.Option(400, help="Number of inputs drawn where the probe is a shipped data set."),
     canonical: bool = typer.Option(False, "--canonical", help="Keep norms folded where the layout cannot hold them."),
     seed: int = typer.Option(0, help="Of whatever is drawn."),
+    base: Path = typer.Option(
+        None, metavar="DIR", help="Weights that all networks were trained from, for ties and task-arithmetic."
+    ),
     device: str = typer.Option(None, help="Where networks run: cpu, cuda.  [default: cpu]"),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace an existing run folder."),
     as_json: bool = typer.Option(False, "--json", help="Print what fusion.json holds."),
@@ -58,7 +62,7 @@ def fuse(
     options: dict[str, Any] = {}
     if method is not None:
         entry = package.METHODS[method]
-        options = bind_options(entry.function, dict(map(_pair, option or [])), f"method '{method}'", text=True)
+        options = bind_options(entry.function, dict(map(pair, option or [])), f"method '{method}'", text=True)
     elif option:
         raise BadOption(f"--option {option[0]} belongs to a method; give --method too")
     result = package.fuse(
@@ -72,11 +76,13 @@ def fuse(
         refit=refit,
         repair=repair,
         head=head,
+        steps=steps,
         tokenizer=None if tokenizer is None else _tokenizer(tokenizer),
         canonical=canonical,
         out=out,
         overwrite=overwrite,
         seed=seed,
+        base=base,
         device=device,
         **options,
     )
@@ -101,7 +107,8 @@ def _print(result: FusionResult, out: Path, as_json: bool) -> None:
     typer.echo(f"{result.name} of {', '.join(result.clients)} in {result.seconds:.1f} s: {out}")
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """The two sides of NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise BadOption(f"--option {text}; write it as NAME=VALUE")

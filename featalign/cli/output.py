@@ -21,10 +21,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     """Print dictionaries with the same keys as an aligned table; whole, however wide, where no terminal cuts it."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*("yes" if cell is True else "no" if cell is False else str(cell) for cell in row.values()))
+        words = ("yes" if cell is True else "no" if cell is False else str(cell) for cell in row.values())
+        table.add_row(*map(Text, words))  # as text: `pip install 'featalign[docs]'` is no markup
     console = Console()
     if not console.is_terminal:
         console.width = max(

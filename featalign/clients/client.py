@@ -21,8 +21,9 @@ from featalign.data.partition import Partition
 from featalign.data.task import TASKS, Task
 from featalign.data.tasks.classification import Classification
 from featalign.errors import BadOption
+from featalign.tracking import Log, prefixed
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def train_clients(
     shared_init: bool = False,
     task: Task | str | None = None,
     device: torch.device | str | None = None,
+    log: Log | None = None,
 ) -> list[Client]:
     """Train one client per part of a partition, or load it when it was trained before.
 
@@ -94,6 +96,7 @@ def train_clients(
         shared_init: all clients start from the same weights (as rounds of federated averaging do).
         task: defaults to the data set's.
         device: where clients are trained and stay.
+        log: receives the losses of clients that are trained, `log(metrics, step)`, with the client's name before each.
 
     A client without samples comes back untrained, with a note. Raises `BadOption` for a partition of another data set
     and `NotFinite` for a client that diverged.
@@ -123,11 +126,14 @@ def train_clients(
         if len(chosen):
             inputs, targets = dataset.train_inputs[chosen], dataset.train_labels[chosen]
             title, order = f"client {name}, seed {seed}", 1000 * seed + k
-            make = partial(train, model, inputs, targets, dataset.task, train_config, order, progress, title, device)
+            make = partial(
+                train, model, inputs, targets, dataset.task, train_config, order, progress, title, device,
+                prefixed(log, name),
+            )  # fmt: skip
             losses = _kept(model, name, make, identity, client_folder(key)) if cache else make()
         note = "" if len(chosen) else "no samples: left untrained"
         if note:
-            log.warning("client %s has %s", name, note)
+            logger.warning("client %s has %s", name, note)
         model.to(device).eval()
         found = Client(name, model, chosen, partition.counts[k], seed, tuple(losses), key, dataset.task, note)
         clients.append(found)
@@ -159,7 +165,7 @@ def _kept(
         except Exception:
             model.load_state_dict(fresh)  # training starts from the initialisation, not from a damaged entry
             raise
-        log.info("client %s: loaded from %s", name, folder)
+        logger.info("client %s: loaded from %s", name, folder)
         return losses
 
     return storage.cached(folder, make, load, save)

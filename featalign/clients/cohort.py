@@ -23,6 +23,7 @@ from featalign.data.task import Task, task_of
 from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, ProbeError, TraceError
 from featalign.spaces import Canonical, canonical, trace, weakest
 from featalign.spaces.capture import evaluating
+from featalign.spaces.depth import equally_deep
 from featalign.spaces.graph import SpaceGraph
 
 
@@ -41,7 +42,8 @@ class Cohort:
         class_counts: `[clients, classes]` label counts, only if the server may know them.
         keys: fingerprints of clients whose dictionaries may be cached; empty otherwise.
         seed: of whatever is drawn.
-        restore: gives a fused network the layout that the clients came in.
+        base: the network that all clients were trained from, where it is known.
+        restore: gives a fused network the layout that the clients came in; `restores` by client.
         notes: what was found on the way and belongs on the page.
     """
 
@@ -56,8 +58,10 @@ class Cohort:
     class_counts: torch.Tensor | None = None
     keys: tuple[str, ...] = ()
     seed: int = 0
+    base: nn.Module | None = None
     restore: Callable[[nn.Module], nn.Module] = lambda module: module
     notes: tuple[str, ...] = ()
+    restores: tuple[Callable[[nn.Module], nn.Module], ...] = ()
 
     @classmethod
     def of(
@@ -76,7 +80,9 @@ class Cohort:
         keys: Sequence[str] = (),
         reference: int = -1,
         seed: int = 0,
+        base: nn.Module | None = None,
         device: torch.device | str | None = None,
+        read_only: bool = False,
     ) -> Cohort:
         """Validate and trace clients.
 
@@ -89,6 +95,10 @@ class Cohort:
             class_counts: `[clients, classes]`.
             refit_inputs: an extension of the probe.
             reference: index of the client whose layout `restore` gives.
+            base: the network that all clients were trained from.
+            read_only: weights stay as they are: no norms are folded, and networks whose spaces cannot be traced (or
+                whose parameters go by other names, such as a TransformerBridge) have none. Their sites are read by
+                name (`spaces.resolve_site`).
 
         Raises a `FeatalignError` of one line for no clients, clients of several architectures, parameters that are not
         finite, a probe that a client rejects, and targets that do not fit the task.
@@ -102,30 +112,42 @@ class Cohort:
             raise BadOption(f"two clients are called '{doubled[0]}'; give each its own name")
         for name, module in zip(names, modules):
             check_finite(module, name)
-            require_own_names(name, module)
-        require_one_architecture(names, modules)
+            if not read_only:
+                require_own_names(name, module)
+        bases = [] if base is None else [_checked_base(base, names[0], modules[0])]
         counts = None if class_counts is None else counts_of(class_counts, len(modules))
         if device is not None:
             modules = [placed(module, device) for module in modules]
+            bases = [placed(module, device) for module in bases]
         inputs = Inputs.of(probe, tokenizer=tokenizer)
         scored = None if evaluate is None else Inputs.of(evaluate, tokenizer=tokenizer, labelled=True)
         example = inputs.example()
+        given, modules = modules, equally_deep(modules, example)
+        require_one_architecture(names, modules)
         outputs = [try_out(module, example, name) for name, module in zip(names, modules)]
         if (extreme := extreme_tokens(inputs)) is not None:
             for name, module in zip(names, modules):
                 try_out(module, extreme, name)
         found = _task(task, scored, inputs, names[0], modules[0], outputs[0], class_names)
-        folded = _folded(modules, example)
-        graphs = tuple(weakest([trace(each.module, example.on(each.module).example) for each in folded]))
+        parts = [*modules, *bases]
+        folded = [Canonical(module) for module in parts] if read_only else _folded(parts, example)
+        bases, folded = [each.module for each in folded[len(modules) :]], folded[: len(modules)]
+        graphs, untraced = _traced(folded, example, read_only)
         require_one_graph(names, graphs)
         own = tuple(Inputs.of(each, tokenizer=tokenizer) for each in data) if data is not None else ()
         if own and len(own) != len(modules):
             raise BadOption(f"data= holds {len(own)} data sets for {len(modules)} clients; give one each")
         extended = inputs if refit_inputs is None else Inputs.of(refit_inputs, tokenizer=tokenizer)
-        notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
+        notes = tuple(dict.fromkeys((*untraced, *(note for each in folded for note in each.notes))))
+        notes += tuple(
+            f"client {name} was given layers that change nothing, to be as deep as the deepest"
+            for name, before, after in zip(names, given, modules)
+            if len(before.state_dict()) != len(after.state_dict())
+        )
         return cls(
             names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
-            own or (inputs,) * len(modules), counts, tuple(keys), seed, folded[reference].restore, notes,
+            own or (inputs,) * len(modules), counts, tuple(keys), seed,
+            bases[0] if bases else None, folded[reference].restore, notes, tuple(each.restore for each in folded),
         )  # fmt: skip
 
     def __len__(self) -> int:
@@ -141,9 +163,28 @@ class Cohort:
         """Two samples of the probe."""
         return self.probe.example()
 
+    def based_on(self, client: int) -> Cohort:
+        """The same clients, with fused networks in the layout of another one."""
+        return replace(self, restore=self.restores[client]) if self.restores else self
+
     def changed(self, **fields: Any) -> Cohort:
         """A copy with some fields replaced."""
         return replace(self, **fields)
+
+
+def _checked_base(base: Any, name: str, client: nn.Module) -> nn.Module:
+    """The common start; raises `BadOption` or `ArchitectureMismatch` for one that no client can come from."""
+    if not isinstance(base, nn.Module):
+        raise BadOption(f"base is a {type(base).__name__}; pass the module that all clients were trained from")
+    check_finite(base, "base")
+    require_one_architecture((name, "base"), (client, base))
+    for key, tensor in base.state_dict().items():
+        if tensor.shape != client.state_dict()[key].shape:
+            raise ArchitectureMismatch(
+                f"base and client {name} differ at '{key}': {list(tensor.shape)} and "
+                f"{list(client.state_dict()[key].shape)}; pass the network that the clients were trained from"
+            )
+    return base
 
 
 def require_modules(modules: Any) -> None:
@@ -187,6 +228,20 @@ def _folded(modules: Sequence[nn.Module], example: Batch) -> list[Canonical]:
         return folded
     notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
     return [Canonical(module, notes=("norms are not folded: not all clients allow it", *notes)) for module in modules]
+
+
+def _traced(
+    folded: Sequence[Canonical], example: Batch, read_only: bool
+) -> tuple[tuple[SpaceGraph, ...], tuple[str, ...]]:
+    """Graphs of the clients; empty ones, and why, where they are only read and cannot be traced."""
+    try:
+        if read_only:
+            require_own_names("0", folded[0].module)
+        return tuple(weakest([trace(each.module, example.on(each.module).example) for each in folded])), ()
+    except TraceError as error:
+        if not read_only:
+            raise
+        return tuple(SpaceGraph(()) for _ in folded), (f"spaces were not traced: {error}",)
 
 
 def _row(index: int, tensor: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,19 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from featalign.clients.augmentation import augmented, halved
 from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
 from featalign.data.task import Task, task_of
 from featalign.errors import BadOption, NotFinite
+from featalign.tracking import Log
 
 VERSION = 1  # raise it when a change here changes trained weights: cached clients are keyed by it
 REPORT = 100  # steps per entry of the losses, where steps are counted instead of epochs
 CHOICES = {"optimizer": ("sgd", "adam"), "schedule": ("constant", "cosine", "one-cycle")}
-LATER = (
-    "steps",
-    "warmup",
-)  # came later: named in `to_dict` only where set, so that older caches stay valid
-Log = Callable[[Mapping[str, float]], None]
+LATER = ("steps", "warmup", "flip", "shift", "coarse", "label_smoothing", "channels_last")
+# came later: named in `to_dict` only where set, so that older caches stay valid
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,12 @@ class TrainConfig:
         schedule: constant, cosine to zero over all steps, or one-cycle (linear warm-up, cosine decay; Smith 2018).
         steps: batches to train on, in place of epochs; 0 leaves the network untrained, None counts epochs.
         warmup: share of the steps in which one-cycle rises.
+        flip, shift: pictures are mirrored at random, and moved by up to so many pixels in both directions.
+        coarse: share of the steps, at the start, on pictures averaged down to half the side (progressive resizing),
+            for networks that read pictures of any size; a quarter of the cost.
+        label_smoothing: share of the target spread evenly over classes (Szegedy et al. 2016).
+        channels_last: convolutions run on `[samples, height, width, channels]` in memory, which is faster on most
+            processors, where all of them write a multiple of eight channels; the trained network is laid out as usual.
     """
 
     epochs: int = 10
@@ -50,18 +55,27 @@ class TrainConfig:
     schedule: str = "constant"
     steps: int | None = None
     warmup: float = 0.1
+    flip: bool = False
+    shift: int = 0
+    coarse: float = 0.0
+    label_smoothing: float = 0.0
+    channels_last: bool = False
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 0), ("batch_size", 1), ("steps", 0)):
+        for name, low in (("epochs", 0), ("batch_size", 1), ("steps", 0), ("shift", 0)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < low):
                 raise BadOption(f"{name} = {value!r}; give a whole number of at least {low}")
-        for name in ("lr", "momentum", "weight_decay", "warmup"):
+        for name in ("lr", "momentum", "weight_decay", "warmup", "coarse", "label_smoothing"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
                 raise BadOption(f"{name} = {value!r}; give a finite number that is not negative")
         if self.lr == 0 or not 0 < self.warmup < 1:
             raise BadOption(f"lr = {self.lr}, warmup = {self.warmup}; give a positive lr and a share within (0, 1)")
+        if self.coarse > 1 or self.label_smoothing >= 1:
+            raise BadOption(
+                f"coarse = {self.coarse}, label_smoothing = {self.label_smoothing}; give shares of at most 1, below 1"
+            )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise BadOption(f"unknown {name} '{getattr(self, name)}'; choices: {', '.join(choices)}")
@@ -93,7 +107,7 @@ def train(
         seed: of the order of samples (and of dropout).
         progress: show a bar over epochs, labelled `name`.
         device: the module moves there and stays.
-        log: called after each epoch with `{"epoch", "step", "loss", "lr"}`.
+        log: called after each epoch, `log({"epoch", "loss", "lr"}, step)` (see `fa.tracking`).
 
     Where `config.steps` counts, an entry of the result stands for `REPORT` steps. Batches of which no target counts are
     left out. Raises `NotFinite` at the first loss, or for final weights, that are NaN or infinite, and `TaskError`
@@ -116,11 +130,16 @@ def train(
             task = _task(module, source, task)
         torch.manual_seed(seed)
         optimizer, schedule = _optimizer(module, config, max(steps, 1))
+        draws = torch.Generator().manual_seed(seed)
+        layout = _layout(module, config)
+        if config.channels_last:
+            _laid_out(module, layout)
         module.train()
         bar = tqdm(total=steps, desc=name, disable=not progress, leave=False)
         total, elements = 0.0, 0
         for step, batch in enumerate(_endless(source, config.batch_size, seed, steps), start=1):
-            loss, count = _step(module, batch, task, optimizer)
+            batch = _prepared(batch, config, draws, step <= config.coarse * steps, layout)
+            loss, count = _step(module, batch, task, optimizer, config.label_smoothing)
             if count:
                 schedule.step()
             if not math.isfinite(loss):
@@ -133,10 +152,12 @@ def train(
                     bar.set_postfix(loss=f"{losses[-1]:.4f}")
                     if log is not None:
                         rate = float(schedule.get_last_lr()[0])
-                        log({"epoch": len(losses), "step": step, "loss": losses[-1], "lr": rate})
+                        log({"epoch": len(losses), "loss": losses[-1], "lr": rate}, step)
                 total, elements = 0.0, 0
         bar.close()
     module.eval()
+    if config.channels_last:
+        _laid_out(module, torch.contiguous_format)
     check_finite(module, name)
     return losses
 
@@ -150,7 +171,37 @@ def _task(module: nn.Module, source: Inputs, task: Task | str | None) -> Task:
     return task_of(task, outputs, example)
 
 
-def _step(module: nn.Module, batch: Batch, task: Any, optimizer: torch.optim.Optimizer) -> tuple[float, int]:
+def _layout(module: nn.Module, config: TrainConfig) -> torch.memory_format:
+    """How four-dimensional tensors lie in memory while the module trains.
+
+    oneDNN corrupts memory on some processors where convolutions with few channels run channels last.
+    """
+    narrow = any(isinstance(part, nn.Conv2d) and part.out_channels % 8 for part in module.modules())
+    return torch.channels_last if config.channels_last and not narrow else torch.contiguous_format
+
+
+def _laid_out(module: nn.Module, layout: torch.memory_format) -> None:
+    """Move the four-dimensional tensors of a module to a layout, in place."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=layout)
+
+
+def _prepared(
+    batch: Batch, config: TrainConfig, draws: torch.Generator, coarse: bool, layout: torch.memory_format
+) -> Batch:
+    """The batch as the network sees it in training."""
+    batch = augmented(batch, config.flip, config.shift, draws)
+    if coarse:
+        batch = halved(batch)
+    if config.channels_last:
+        batch = batch.map(lambda t: t.contiguous(memory_format=layout) if t.dim() == 4 else t)
+    return batch
+
+
+def _step(
+    module: nn.Module, batch: Batch, task: Any, optimizer: torch.optim.Optimizer, smoothing: float = 0.0
+) -> tuple[float, int]:
     """Loss of a batch and the elements it is the mean of; nothing moves where none counts."""
     try:
         outputs = unwrap(batch.run(module))
@@ -158,7 +209,8 @@ def _step(module: nn.Module, batch: Batch, task: Any, optimizer: torch.optim.Opt
         if batch.size == 1 and "more than 1 value per channel" in str(error):
             return 0.0, 0  # a left-over sample alone has no batch statistics
         raise
-    values = task.loss(outputs, task.targets(batch))
+    targets = task.targets(batch)
+    values = task.smoothed_loss(outputs, targets, smoothing) if smoothing else task.loss(outputs, targets)
     if values.numel() == 0:
         return 0.0, 0
     loss = values.mean()
@@ -222,7 +274,9 @@ def _optimizer(
     if config.schedule == "cosine":
         return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     if config.schedule == "one-cycle":
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, steps, pct_start=config.warmup)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, config.lr, steps, pct_start=config.warmup, cycle_momentum=config.optimizer == "adam"
+        )
     return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 

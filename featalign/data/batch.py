@@ -103,9 +103,13 @@ class Batch:
         if not named or self.args:
             return set()
         parameters = inspect.signature(module.forward).parameters.values()
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return set()
-        return named - {parameter.name for parameter in parameters}
+        unknown = named - {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return unknown
+        plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        first = next((parameter for parameter in parameters if parameter.kind in plain), None)
+        required = first is not None and first.default is first.empty
+        return unknown & {"input_ids"} if required else set()  # the rest goes on to the network that is wrapped
 
     def _suited(self, unknown: set[str]) -> Batch:
         args = (self.kwargs["input_ids"],) if "input_ids" in unknown else ()
@@ -120,7 +124,7 @@ class Batch:
 def unwrap(outputs: Any) -> torch.Tensor:
     """The output tensor of a module: itself, `.logits` (or another known field), or the first tensor of a tuple.
 
-    Raises `ProbeError` for an object that names no output.
+    Of whatever shape the module gives, `[samples, ...]`. Raises `ProbeError` for an object that names no output.
     """
     if isinstance(outputs, torch.Tensor):
         return outputs

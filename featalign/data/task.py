@@ -67,13 +67,15 @@ class Task:
     Attributes:
         name: as it is registered.
         metrics: the first is the headline.
-        heads: names of readout targets for the refit; the first is the default.
+        heads: names of readout targets for the refit.
+        fitted_heads: those whose readout is fitted by `head_loss`, not by least squares.
         class_names: of classes, labels or outputs, where there are any.
     """
 
     name: ClassVar[str] = "task"
     metrics: tuple[Metric, ...] = ()
     heads: ClassVar[tuple[str, ...]] = ("mean",)
+    fitted_heads: ClassVar[tuple[str, ...]] = ()
     class_names: tuple[str, ...] = ()
 
     @property
@@ -126,6 +128,10 @@ class Task:
         """Loss of every example, token or element that counts, `[elements]`."""
         raise NotImplementedError
 
+    def smoothed_loss(self, outputs: torch.Tensor, targets: Any, share: float) -> torch.Tensor:
+        """The loss `[elements]` for targets of which a share is spread evenly; raises `BadOption` without classes."""
+        raise BadOption(f"task '{self.name}' has no classes to smooth labels over; train with label_smoothing = 0")
+
     def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor | float]:
         """Each metric's values `[elements]`, or its mean over the batch."""
         return {self.metric.name: self.loss(outputs, targets)}
@@ -154,14 +160,37 @@ class Task:
         self.check_head(head)
         return average(outputs, weights)
 
+    def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss `[rows]` of a readout's outputs `[rows, outputs]` against what the target's outputs stand for."""
+        return (outputs - target).pow(2).sum(-1)
+
+    def distance(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """How far outputs are from others in the same layout, `[elements]`: what choices without labels go by."""
+        return self.head_loss(outputs.double(), wanted.double()).flatten()
+
+    @property
+    def head_targets(self) -> tuple[str, ...]:
+        """Heads that aim at targets of their own."""
+        return tuple(head for head in self.heads if head not in self.fitted_heads)
+
     def check_head(self, head: str | None) -> None:
         """Raise `BadOption` for a readout target that the task does not have."""
         if head not in (None, *self.heads):
             raise BadOption(f"head '{head}' of task '{self.name}'; choices: {', '.join(self.heads)}, none")
 
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        """How far a network's outputs are from those of an ensemble (`combine`), one number with gradients."""
+        wanted = ensemble.to(outputs)
+        return (self.head_loss(outputs, wanted) - self.head_loss(wanted, wanted)).mean()
+
     def labels(self, targets: Any) -> torch.Tensor | None:
         """One class per sample `[samples]`, for measures of selectivity; None where the task has no classes."""
         return None
+
+
+def answers(task: Task) -> bool:
+    """Whether a task is scored by answers that are right or wrong."""
+    return bool(task.metrics) and task.metric.unit == "%"
 
 
 def average(outputs: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:

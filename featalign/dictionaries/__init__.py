@@ -4,7 +4,7 @@ from featalign.dictionaries.architectures import ARCHITECTURES, Architecture, ar
 from featalign.dictionaries.bases import LinearBasis, cca, ica, pca, random_atoms, random_dictionary, untrained
 from featalign.dictionaries.basis import Basis, NeuronBasis, as_basis
 from featalign.dictionaries.dictionary import Dictionary, Quality
-from featalign.dictionaries.joint import Sweep, sweep, train_joint
+from featalign.dictionaries.joint import Crosscoder, Sweep, sweep, train_crosscoder, train_joint
 from featalign.dictionaries.loading import load
 from featalign.dictionaries.preflight import DictionaryWarning, Preflight, inspect
 from featalign.dictionaries.quality import assess
@@ -14,6 +14,7 @@ __all__ = [
     "ARCHITECTURES",
     "Architecture",
     "Basis",
+    "Crosscoder",
     "Dictionary",
     "DictionaryWarning",
     "LinearBasis",
@@ -33,6 +34,7 @@ __all__ = [
     "random_dictionary",
     "sweep",
     "train",
+    "train_crosscoder",
     "train_joint",
     "train_many",
     "untrained",

@@ -11,7 +11,7 @@ import torch
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.preflight import default_k
 from featalign.dictionaries.quality import assess
-from featalign.dictionaries.rows import Activations, as_rows, check_finite
+from featalign.dictionaries.rows import Activations, check_finite, held_rows
 from featalign.errors import DictionaryError, SpaceMismatch
 
 
@@ -42,7 +42,7 @@ class LinearBasis:
 
 
 def _finite_rows(activations: Activations) -> torch.Tensor:
-    rows = as_rows(activations).float()
+    rows = held_rows(activations)
     check_finite(rows)
     return rows
 
@@ -80,7 +80,8 @@ def cca(a: Activations, b: Activations, components: int | None = None, ridge: fl
     """Canonical directions of two clients' activations of the same samples, `[samples, n]` and `[samples, m]`.
 
     Codes have unit variance and component i of one correlates with component i of the other by `strength[i]`.
-    `ridge` is relative to the mean variance. Source: Hotelling 1936; SVCCA, Raghu et al. 2017.
+    `ridge` is relative to the mean variance. Raises `SpaceMismatch` for different numbers of samples. Source: Hotelling
+    1936; Raghu et al. 2017 (SVCCA).
     """
     a, b = _finite_rows(a), _finite_rows(b)
     if len(a) != len(b):
@@ -116,7 +117,7 @@ def random_dictionary(
 
     Atoms are random unit vectors, codes the k largest projections times the one gain that explains most.
     """
-    rows = as_rows(activations, metadata).float()
+    rows = held_rows(activations, metadata)
     facts = {"basis": "random", "seed": seed, **(metadata or {})}
     k = min(default_k(rows.shape[1]) if k is None else k, width)
     atoms = random_atoms(width, rows.shape[1], torch.Generator().manual_seed(seed))
@@ -129,7 +130,7 @@ def random_dictionary(
 
 
 def random_atoms(width: int, units: int, generator: torch.Generator) -> torch.Tensor:
-    """`[width, units]`: directions drawn uniformly, of unit norm."""
+    """`[width, units]`: directions drawn uniformly, of unit norm. Raises `DictionaryError` for a width below 1."""
     if width < 1:
         raise DictionaryError(f"width {width}; pass at least 1")
     atoms = torch.randn(width, units, generator=generator)

@@ -15,6 +15,7 @@ import torch
 
 from featalign.dictionaries.architectures import ARCHITECTURES
 from featalign.dictionaries.loading import assemble, load
+from featalign.dictionaries.releases import released
 from featalign.errors import DictionaryError
 
 
@@ -88,9 +89,11 @@ def as_basis(source: Any) -> Basis:
     """What encodes here: a `Basis`, a folder of a dictionary, sae-lens's `SAE`, or anything that can do it.
 
     Anything is an object with `encode`, `decode` and `atoms` or `W_dec [F, n]`. An `SAE` whose architecture is known
-    here becomes a `Dictionary` of its weights as they stand, normalisation included. Raises `DictionaryError` for
-    everything else.
+    here becomes a `Dictionary` of its weights as they stand, normalisation included. A name `release/sae_id` that is no
+    folder is fetched by sae-lens. Raises `DictionaryError` for everything else.
     """
+    if isinstance(source, str) and "/" in source and not Path(source).parent.is_dir():
+        return as_basis(released(source))
     if isinstance(source, (str, Path)):
         return load(source)
     if isinstance(source, Basis):

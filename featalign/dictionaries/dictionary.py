@@ -34,6 +34,8 @@ class Quality:
         l0: mean number of active latents per held-out sample.
         dead_fraction: share of latents that never fire in `dead_samples` samples (training and held-out).
         samples: held-out samples behind `explained_variance` and `l0`.
+        trained_on: rows of activations that it was trained on; 0 where that is not known.
+        capped_from: latents that were wanted before the data capped them; 0 where they were not capped.
     """
 
     explained_variance: float
@@ -41,6 +43,8 @@ class Quality:
     dead_fraction: float
     dead_samples: int
     samples: int
+    trained_on: int = 0
+    capped_from: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -155,6 +159,19 @@ class Dictionary:
             )
         return found * frame.scale + frame.centre
 
+    @property
+    def budget(self) -> str:
+        """The data it was trained on, in words: rows, rows and firings per latent, whether the data capped it."""
+        found = self.quality
+        if found is None or not found.trained_on:
+            return "what it was trained on is not known"
+        rows, capped = found.trained_on, found.capped_from
+        words = f"{rows} rows of activations, {rows / self.width:.1f} rows and {rows * found.l0 / self.width:.0f} "
+        words += f"firings for each of {self.width} latents"
+        words += f", capped by the data from {capped}" if capped else ""
+        narrow = self.width < self.W_enc.shape[0]
+        return words + (f"; narrower than its layer of {self.W_enc.shape[0]} units" if narrow else "")
+
     def to_dict(self) -> dict[str, Any]:
         """Facts without tensors."""
         return {
@@ -207,7 +224,7 @@ class Dictionary:
             "device": "cpu",
             "apply_b_dec_to_input": not self.design.transcodes,
             "normalize_activations": self.normalize_activations,
-            "reshape_activations": "none",
+            "reshape_activations": "hook_z" if str(self.metadata.get("hook_name")).endswith(".hook_z") else "none",
             **self.design.config(self.tensors, self.k),
             "metadata": {
                 "sae_lens_version": sae_lens_version(),

@@ -12,9 +12,60 @@ import torch
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.preflight import default_k
 from featalign.dictionaries.quality import assess
-from featalign.dictionaries.rows import as_rows
+from featalign.dictionaries.rows import held_rows
 from featalign.dictionaries.training import train, train_many
 from featalign.errors import SpaceMismatch
+
+
+@dataclass(frozen=True)
+class Crosscoder:
+    """One TopK dictionary of several clients' activations side by side, each centred and scaled.
+
+    Attributes:
+        dictionary: of rows `[samples, sum of units]`; means, scales: of every client's activations.
+    """
+
+    dictionary: Dictionary
+    means: tuple[torch.Tensor, ...]
+    scales: tuple[float, ...]
+
+    @property
+    def blocks(self) -> list[slice]:
+        """Where every client's units lie."""
+        ends = torch.tensor([len(mean) for mean in self.means]).cumsum(0).tolist()
+        return [slice(end - len(mean), end) for end, mean in zip(ends, self.means)]
+
+    def side_by_side(self, activations: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The clients' activations as the dictionary reads them, `[samples, sum of units]`."""
+        return torch.cat([(a - m) / s for a, m, s in zip(activations, self.means, self.scales)], 1)
+
+    def atoms(self, client: int) -> torch.Tensor:
+        """The client's block of the decoder `[F, n]`, of scaled activations, so that norms of clients compare."""
+        return self.dictionary.W_dec[:, self.blocks[client]]
+
+
+def train_crosscoder(
+    activations: Sequence[torch.Tensor],
+    width: int | None = None,
+    k: float | None = None,
+    seed: int = 0,
+    metadata: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Crosscoder:
+    """A dictionary whose latents are features of all clients (crosscoder, Lindsey et al. 2024), with TopK for its L1.
+
+    `activations`: `[samples, units]` of every client, of the same samples. Options are those of `train`. Raises
+    `SpaceMismatch` for different numbers of samples.
+    """
+    if len({len(a) for a in activations}) != 1:
+        raise SpaceMismatch(f"{[len(a) for a in activations]} samples; give every client the same inputs")
+    activations = [held_rows(a, metadata or {}) for a in activations]
+    means = tuple(a.mean(0) for a in activations)
+    scales = tuple(float((a - m).pow(2).sum(1).mean().sqrt()) for a, m in zip(activations, means))
+    k = default_k(max(a.shape[1] for a in activations)) if k is None else k
+    together = torch.cat([(a - m) / s for a, m, s in zip(activations, means, scales)], 1)
+    facts = {**(metadata or {}), "client": "joint"}
+    return Crosscoder(train(together, width, "topk", k, seed, metadata=facts, **options), means, scales)
 
 
 def train_joint(
@@ -25,30 +76,24 @@ def train_joint(
     metadata: Sequence[Mapping[str, Any]] | None = None,
     **options: Any,
 ) -> list[Dictionary]:
-    """Dictionaries of several clients whose latent j is one and the same feature (crosscoder, Lindsey et al. 2024).
+    """Dictionaries of several clients whose latent j is one and the same feature, split from a crosscoder.
 
-    A TopK dictionary of the clients' activations side by side (same samples, each centred and scaled) is split: client
-    c keeps its block of the decoder (row norms tell how strongly it holds the feature, see
+    `activations`: `[samples, units]` of every client, of the same samples.
+
+    Client c keeps its block of the decoder (row norms tell how strongly it holds the feature, see
     `fa.measure.relative_norms`) and gets the encoder that best predicts the joint pre-activations from its own
     activations, so that each entry is an ordinary `Basis` of its client. Options are those of `train`.
     """
-    if len({len(a) for a in activations}) != 1:
-        raise SpaceMismatch(f"{[len(a) for a in activations]} samples; give every client the same inputs")
     metadata = metadata or [{"client": index} for index in range(len(activations))]
-    activations = [as_rows(a, facts).float() for a, facts in zip(activations, metadata)]
-    means = [a.mean(0) for a in activations]
-    scales = [float((a - m).pow(2).sum(1).mean().sqrt()) for a, m in zip(activations, means)]
-    together = torch.cat([(a - m) / s for a, m, s in zip(activations, means, scales)], 1)
-    k = default_k(max(a.shape[1] for a in activations)) if k is None else k
-    facts = {**metadata[0], "client": "joint"}
-    joint = train(together, width, "topk", k, seed, metadata=facts, **options)
-    pre = (together - joint.b_dec) @ joint.W_enc + joint.b_enc
-    found, start = [], 0
-    for acts, mean, scale, own in zip(activations, means, scales, metadata):
-        block = slice(start, start + acts.shape[1])
-        start = block.stop
-        atoms = joint.W_dec[:, block] * scale
-        b_dec = mean + joint.b_dec[block] * scale
+    coder = train_crosscoder(activations, width, k, seed, metadata[0], **options)
+    joint = coder.dictionary
+    activations = [held_rows(a, facts) for a, facts in zip(activations, metadata)]
+    pre = (coder.side_by_side(activations) - joint.b_dec) @ joint.W_enc + joint.b_enc
+    found = []
+    for client, (acts, own) in enumerate(zip(activations, metadata)):
+        mean, scale = coder.means[client], coder.scales[client]
+        atoms = coder.atoms(client) * scale
+        b_dec = mean + joint.b_dec[coder.blocks[client]] * scale
         x = torch.cat([acts - b_dec, acts.new_ones(len(acts), 1)], 1).double()
         gram = x.T @ x
         ridge = 1e-4 * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
@@ -102,7 +147,7 @@ def sweep(
     progress: bool = False,
     **options: Any,
 ) -> Sweep:
-    """Train dictionaries over sparsity and width: never judge a space by one L0.
+    """Train dictionaries of activations `[samples, units]` over sparsity and width: never judge a space by one L0.
 
     Defaults: half, once and twice the default k; widths 1, 2 and 4 times the units, as far as the data carries.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from featalign.dictionaries.rows import Activations, as_rows, check_finite, chunks, place
+from featalign.dictionaries.rows import Activations, Rows, as_rows, check_finite, chunks, place
 from featalign.errors import DictionaryError
 
 FIRINGS_PER_LATENT = 50  # fewer leave a latent to chance
@@ -68,9 +69,9 @@ def inspect(activations: Activations, metadata: Mapping[str, Any] | None = None)
     return Preflight(samples, units, constant, gamma, rank)
 
 
-def _moments(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _moments(rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of each unit, float64, from parts of the rows shifted by the first."""
-    first = rows[0].double()
+    first = rows[:1][0].double()
     total, square = torch.zeros_like(first), torch.zeros_like(first)
     for part in chunks(rows):
         shifted = part.double() - first
@@ -91,11 +92,17 @@ def supported_width(samples: int, k: float) -> int:
 
 
 def choose_width(
-    units: int, samples: int, k: float, width: int | None, metadata: Mapping[str, Any] | None = None
-) -> int:
-    """Width of a dictionary: what was asked for, else 4 n (2 n above 128 units), both capped by the data.
+    units: int,
+    samples: int,
+    k: float,
+    width: int | None,
+    metadata: Mapping[str, Any] | None = None,
+    allow_narrow: bool = False,
+) -> tuple[int, int]:
+    """Width of a dictionary, and what was wanted: the request, else 4 n (2 n above 128 units), both capped by the data.
 
-    A request above the cap is lowered with a `DictionaryWarning` that names the space.
+    A request above the cap is lowered with a `DictionaryWarning` that names the space. Raises `DictionaryError` where
+    the data leave fewer latents than the layer has units, unless so few were asked for or `allow_narrow` says so.
     """
     if width is not None and width < 1:
         raise DictionaryError(f"{place(metadata)}: width {width}; pass at least 1")
@@ -106,7 +113,14 @@ def choose_width(
             f"{place(metadata)}: width {width} at k={k:g} needs {int(width * FIRINGS_PER_LATENT / k)} samples, "
             f"there are {samples}; width lowered to {cap}"
         )
-    return min(wanted, cap)
+    found = min(wanted, cap)
+    if found < min(units, wanted) and not allow_narrow:
+        need = math.ceil(units * FIRINGS_PER_LATENT / k)
+        raise DictionaryError(
+            f"{place(metadata)}: {samples} training rows carry {cap} latents at k={k:g}, the layer has {units} units; "
+            f"pass {need} rows, or width= or allow_narrow=True for a dictionary narrower than its layer"
+        )
+    return found, wanted
 
 
 def _warn(message: str) -> None:

@@ -20,6 +20,7 @@ from featalign.dictionaries.preflight import DictionaryWarning
 from featalign.dictionaries.training import train
 from featalign.spaces.capture import collect
 from featalign.spaces.graph import Site, Space, SpaceGraph
+from featalign.spaces.naming import hook_name_of, provenance
 
 VERSION = 3  # raise it when a change to training changes trained dictionaries
 SAMPLES = 20_000  # activations per dictionary; more do not help at these widths
@@ -103,10 +104,18 @@ def _train(
                 k=k or None,
                 seed=seed,
                 steps=steps,
-                metadata={"client": name, "space": space.name, "hook_name": str(space.after)},
+                metadata={"client": name, "space": space.name, **_place(client, space, inputs, transcodes)},
                 targets=post if transcodes else None,
+                allow_narrow=True,  # the page of a comparison says how narrow
             )
     return trained
+
+
+def _place(client: nn.Module, space: Space, inputs: Inputs, transcodes: bool) -> dict[str, Any]:
+    """Where a dictionary belongs; a transcoder reads one place and writes another."""
+    if not transcodes:
+        return provenance(client, space.after, inputs)
+    return {**provenance(client, space.before, inputs), "hook_name_out": hook_name_of(client, space.after)}
 
 
 def _read(spaces: Sequence[Space], folder: Path) -> dict[str, Dictionary]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from featalign.dictionaries.architectures.base import Tensors
 from featalign.dictionaries.dictionary import Dictionary
 from featalign.dictionaries.quality import assess
 from featalign.dictionaries.refit import CodeMoments, free_decoder, gained_decoder
-from featalign.dictionaries.rows import place
+from featalign.dictionaries.rows import Rows, place
+from featalign.dictionaries.scaled import Normalised
 from featalign.errors import DictionaryError, NotFinite
+from featalign.tracking import Log
 
 HELD_OUT = 0.1
 DEAD_WINDOW = 0.03  # share of the run without firing after which a latent counts as dead
@@ -29,7 +30,6 @@ AUXILIARY = 1.0  # weight of the loss that makes dead latents explain the residu
 CLIP = 1.0  # gradient norm that penalised architectures keep to
 CHECKPOINTS = 10  # per run
 REFIT_ROWS, READ_ROWS = 20_000, 8192  # samples that the final least squares and thresholds are found on
-MOMENTS = 2**27  # entries that mean and scale are taken over
 
 
 @dataclass(frozen=True)
@@ -42,28 +42,12 @@ class Plan:
     steps: int
     batch_size: int
     lr: float
+    wanted: int = 0  # latents before the data capped them; 0 where they did not
 
 
 def held_out(samples: int) -> int:
     """Samples kept from training: a tenth, at most 4096."""
     return min(max(1, round(HELD_OUT * samples)), 4096)
-
-
-class Normalised:
-    """Rows of activations `[N, n]` as `(a - mean) / scale`, read when asked for: a memory map stays on disk."""
-
-    def __init__(self, values: torch.Tensor, rows: torch.Tensor, metadata: Mapping[str, Any]):
-        self.values = values
-        some = values[rows[: max(1, MOMENTS // values.shape[1])]].float()
-        self.mean = some.mean(0)
-        scale = float((some - self.mean).pow(2).mean().sqrt())
-        if not math.isfinite(scale):
-            largest = float(some.abs().max())
-            raise NotFinite(f"{place(metadata)}: squares of activations up to {largest:.1e} overflow; scale them down")
-        self.scale = max(scale, 1e-12)
-
-    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
-        return (self.values[rows].float() - self.mean) / self.scale
 
 
 class Trainer:
@@ -72,8 +56,8 @@ class Trainer:
     def __init__(
         self,
         plan: Plan,
-        inputs: list[torch.Tensor],
-        targets: list[torch.Tensor],
+        inputs: list[Rows],
+        targets: list[Rows],
         metadata: list[dict[str, Any]],
         seeds: list[int],
         starts: list[Dictionary | None] | None = None,
@@ -96,7 +80,7 @@ class Trainer:
             value.grad = self.grads[name]
         self.adam = torch.optim.Adam(self.params.values(), lr=plan.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
 
-    def _split(self, inputs: list[torch.Tensor], targets: list[torch.Tensor], tied: bool) -> None:
+    def _split(self, inputs: list[Rows], targets: list[Rows], tied: bool) -> None:
         samples = len(inputs[0])
         keep = held_out(samples)
         # one split for all seeds of one tensor: seeds then differ in initialisation and order only
@@ -104,7 +88,7 @@ class Trainer:
         self.test_rows, self.train_rows = order[:keep], order[keep:]
         seen: dict[int, Normalised] = {}
 
-        def normalised(values: list[torch.Tensor]) -> list[Normalised]:
+        def normalised(values: list[Rows]) -> list[Normalised]:
             for each, facts in zip(values, self.metadata):
                 if id(each) not in seen:
                     seen[id(each)] = Normalised(each, self.train_rows, facts)
@@ -147,11 +131,13 @@ class Trainer:
         self.params["b_enc"][s] = given["b_enc"] / y.scale
         self.params["b_dec"][s] = (given["b_dec"] - y.mean) / y.scale
 
-    def run(self, progress: bool = False, checkpoint: Path | None = None) -> list[Dictionary]:
+    def run(
+        self, progress: bool = False, checkpoint: Path | None = None, logs: Sequence[Log | None] = ()
+    ) -> list[Dictionary]:
         """Train to the end and return the dictionaries with their quality on held-out samples.
 
         `checkpoint` names a safetensors file that is rewritten ten times per run, taken up when it exists and removed
-        at the end.
+        at the end. `logs`, one for each dictionary, receive what the history holds.
         """
         from tqdm.auto import tqdm
 
@@ -164,6 +150,7 @@ class Trainer:
             while self.step < self.plan.steps:
                 self.advance(record=self.step % every == 0 or self.step == self.plan.steps - 1)
                 bar.update()
+                self._log(logs)
                 if progress and self.records and self.records[-1]["step"] == self.step - 1:
                     last = self.records[-1]
                     bar.set_postfix(ev=f"{last['explained_variance']:.3f}", l0=f"{last['l0']:.1f}", dead=last["dead"])
@@ -347,6 +334,13 @@ class Trainer:
                 }
             )
 
+    def _log(self, logs: Sequence[Log | None]) -> None:
+        """Hand on what the last step recorded."""
+        for record in self.records[-self.stack :] if logs else ():
+            log = logs[record["dictionary"]]
+            if log is not None and record["step"] == self.step - 1:
+                log({key: value for key, value in record.items() if key not in ("dictionary", "step")}, record["step"])
+
     def current(self, s: int) -> Dictionary:
         """Dictionary `s` as it stands."""
         return Dictionary(self.plan.architecture, self._tensors(s), self.plan.k, None, metadata=self.metadata[s])
@@ -360,6 +354,7 @@ class Trainer:
             own = history[history["dictionary"] == s].drop(columns="dictionary").reset_index(drop=True)
             bare = self.current(s)
             quality = assess(bare, self.x[s].values, self.y[s].values, self.test_rows)
+            quality = replace(quality, trained_on=len(self.train_rows), capped_from=self.plan.wanted)
             found.append(replace(bare, quality=quality, history=own))
         return found
 

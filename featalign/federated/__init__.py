@@ -14,13 +14,13 @@ from featalign.federated.federation import Federation
 from featalign.federated.fusing import Fusing
 from featalign.federated.local import ALGORITHMS, Local, update
 from featalign.federated.messages import KINDS, Failure, Order, Report
-from featalign.federated.moments import client_moments, moment_refit
 from featalign.federated.partitioned import partitioned
 from featalign.federated.result import FederatedResult
 from featalign.federated.rounds import InProcess, drive, run
 from featalign.federated.select import SELECTIONS, Presence, of_law
 from featalign.federated.server import Server, Settings
 from featalign.federated.weigh import WEIGHINGS, Weigher, Weights
+from featalign.fuse.moments import client_moments, moment_refit
 
 __all__ = [
     "ALGORITHMS",

@@ -17,8 +17,8 @@ from featalign.data.inputs import Inputs
 from featalign.errors import BadOption
 from featalign.federated.federation import Federation
 from featalign.federated.messages import Report, State
-from featalign.federated.moments import INPUTS, gromov_alignments, moment_refit, synthetic_probe
 from featalign.fuse import METHODS, FusionProblem, solve
+from featalign.fuse.moments import INPUTS, gromov_alignments, moment_refit, synthetic_probe
 from featalign.fuse.rule import apply_rule
 from featalign.options import check
 from featalign.spaces import canonical

@@ -21,8 +21,8 @@ from featalign.errors import BadOption
 from featalign.federated.calibrate import readout_moments
 from featalign.federated.federation import Federation
 from featalign.federated.messages import Order, Report, State
-from featalign.federated.moments import INPUTS, client_moments, input_moments, noised
 from featalign.federated.sums import masked
+from featalign.fuse.moments import INPUTS, client_moments, input_moments, noised
 from featalign.options import bind_options
 from featalign.registry import Registry
 from featalign.spaces import canonical, trace

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from featalign.federated.local import Local, update
 from featalign.federated.messages import Failure, Order, Report, State
 from featalign.federated.result import FederatedResult
 from featalign.federated.server import Engine, Named, Server, Settings
+from featalign.tracking import Log
 
 
 class InProcess:
@@ -55,7 +56,7 @@ def run(
     resume: bool = False,
     progress: bool = True,
     engine: Engine | None = None,
-    log: Callable[[Mapping[str, float]], None] | None = None,
+    log: Log | None = None,
     **settings: Any,
 ) -> FederatedResult:
     """Run federated rounds in process. FedAvg is the default: samples x vanilla.
@@ -67,7 +68,7 @@ def run(
         local: algorithm and training of clients.
         folder: where every round is saved; with `resume` a run that was stopped goes on from its last complete round.
         engine: carries orders to clients and answers back; clients in this process by default.
-        log: called after each round with its row as a mapping.
+        log: called after each round with its row, `log(metrics, round)` (see `fa.tracking`).
         settings: the other fields of `Settings`: start, server_lr, momentum, importance, clip, deadline, watch, seed.
 
     Equal seeds give equal figures. A client that fails is left out with a `ClientWarning`; where every client of a
@@ -92,7 +93,7 @@ def drive(
     rounds: int,
     folder: Path | None = None,
     progress: bool = True,
-    log: Callable[[Mapping[str, float]], None] | None = None,
+    log: Log | None = None,
 ) -> FederatedResult:
     """Bring a server to so many rounds."""
     from tqdm.auto import tqdm
@@ -114,7 +115,7 @@ def drive(
         bar.update()
         bar.set_postfix({server.result.metric: f"{row.value:.4f}"})
         if log is not None:
-            log(vars(row))
+            log({key: value for key, value in vars(row).items() if key != "round"}, row.round)
     bar.close()
     return server.finish()
 

@@ -48,7 +48,7 @@ SELECTIONS: Registry[Callable[..., Presence]] = Registry("selection")
 
 
 def of_law(subsets: tuple[np.ndarray, ...], q: np.ndarray, clients: int) -> Presence:
-    """The presence of a law that is written out: subsets of clients and their probabilities."""
+    """The presence of a law that is written out: subsets of clients and their probabilities `q [subsets]`."""
     q = np.asarray(q, dtype=np.float64) / np.sum(q)
     rates = np.zeros(clients)
     for members, chance in zip(subsets, q):

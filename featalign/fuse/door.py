@@ -23,6 +23,7 @@ from featalign.data.partition import client_names
 from featalign.data.task import TASKS, Task
 from featalign.dictionaries.store import cached_dictionaries
 from featalign.errors import BadOption, SpaceMismatch
+from featalign.fuse.choose import AUTO, distances, nearest_client
 from featalign.fuse.engine import solve
 from featalign.fuse.methods import METHODS, require
 from featalign.fuse.problem import FusionProblem, mixing_weights
@@ -45,6 +46,8 @@ def fuse(
     repair: bool | None = None,
     head: str | None = None,
     ridge: float = 1e-2,
+    head_ridge: float | None = None,
+    steps: int = 0,
     data: Sequence[Any] | None = None,
     names: Sequence[str] | None = None,
     class_counts: Any = None,
@@ -54,6 +57,7 @@ def fuse(
     out: Path | str | None = None,
     overwrite: bool = False,
     seed: int = 0,
+    base: nn.Module | Path | str | None = None,
     device: torch.device | str | None = None,
     **options: Any,
 ) -> FusionResult:
@@ -67,17 +71,20 @@ def fuse(
             targets of `evaluate`, and without any is next-token or regression.
         evaluate: `(inputs, targets)` or a file with labels, for scores; never used to fit anything.
         mixing: weight of the first client (the others share the rest), or of every client; equal by default.
-        reference: index or name of the client whose basis the others are moved into; the last one by default.
-        refit, repair, head, ridge: as in `solve`.
+        reference: index or name of the client whose basis the others are moved into, the last one by default; "auto"
+            takes the client whose outputs on the probe are nearest to those of all clients together.
+        refit, repair, head, ridge, head_ridge, steps: as in `solve`.
         data: per client, the inputs on which its dictionaries are trained, for methods that need them; else the probe.
         names: of the clients; those of their folders, or A, B, ...
         class_counts: `[clients, classes]` label counts, if the server may know them.
         tokenizer: for strings; that of the reference's Hugging Face folder where not given.
         canonical: keep the network with its norms folded where the clients' layout cannot hold it.
         out: folder to save to (`FusionResult.save`), held from before any work; `overwrite` replaces a run there.
+        base: the network that all clients were trained from, for methods that add up what each learned since.
         device: where everything runs.
         options: of the method.
 
+    `notes["distance_to_ensemble"]` says how far every client and the fused network are from all clients together.
     Raises a `FeatalignError` of one line for anything that does not fit, before the work that it would spoil.
     """
     _check(method, task, options)
@@ -87,20 +94,32 @@ def fuse(
         modules, layouts, found = _networks(clients)
         names = tuple(names) if names is not None else found
         place = _reference(reference, names, len(modules))
+        open_place = place == AUTO
+        place = len(modules) - 1 if isinstance(place, str) else place
         tokenizer = _tokenizer(tokenizer, probe, layouts[place])
         cohort = Cohort.of(
             modules, _inputs(probe, tokenizer), _inputs(evaluate, tokenizer, labelled=True), task, data=data,
             names=names or None, class_counts=class_counts, class_names=class_names, tokenizer=tokenizer,
-            reference=place, seed=seed, device=device,
+            reference=place, seed=seed, base=None if base is None else _networks([base, modules[0]])[0][0],
+            device=device,
         )  # fmt: skip
         cohort.task.check_head(None if head == "none" else head)
+        layouts = _deepest(modules, layouts)
         problem = FusionProblem(cohort, _mixing(mixing, len(cohort)), place)
+        if open_place:
+            place = nearest_client(cohort, problem.mixing)
+            cohort = cohort.based_on(place)
+            problem = replace(problem, cohort=cohort, reference=place)
         notes: dict[str, Any] = {"cohort": list(cohort.notes)} if cohort.notes else {}
         if method is None:
             method, notes["recommended"] = recommend(problem)
         require(problem, method)
         problem = _with_dictionaries(problem, method)
-        result = solve(problem, method, refit=refit, repair=repair, head=head, ridge=ridge, **options)
+        result = solve(
+            problem, method, refit=refit, repair=repair, head=head, ridge=ridge, head_ridge=head_ridge, steps=steps,
+            **options,
+        )  # fmt: skip
+        notes["distance_to_ensemble"] = distances(problem, result.module)
         module, layout = _restored(cohort, result.module, layouts[place], canonical, notes)
         result = replace(
             result, module=module, notes={**notes, **result.notes}, clients=cohort.names, reference=place,
@@ -146,13 +165,23 @@ def _networks(
     return modules, layouts, tuple(names) if named else ()
 
 
-def _reference(reference: int | str, names: Sequence[str], count: int) -> int:
+def _deepest(modules: Sequence[nn.Module], layouts: Sequence[Layout]) -> list[Layout]:
+    """Layouts of the fused network by reference: clients of unequal depth all get that of the deepest."""
+    sizes = [len(module.state_dict()) for module in modules]
+    whole = layouts[sizes.index(max(sizes))]
+    return [layout if size == max(sizes) else whole for size, layout in zip(sizes, layouts)]
+
+
+def _reference(reference: int | str, names: Sequence[str], count: int) -> int | str:
+    """Its index, or "auto"."""
     if isinstance(reference, bool) or not isinstance(reference, (int, str)):
         raise BadOption(f"reference = {reference!r}; give a client's index or name")
     if isinstance(reference, str):
         known = tuple(names) or client_names(count)
+        if reference not in known and reference == AUTO:
+            return AUTO
         if reference not in known:
-            raise BadOption(f"reference '{reference}' is no client; clients: {', '.join(known)}")
+            raise BadOption(f"reference '{reference}' is no client; clients: {', '.join(known)}, or auto")
         return known.index(reference)
     if not -count <= reference < count:
         raise BadOption(f"reference {reference}: there are {count} clients")

@@ -35,6 +35,14 @@ def equal_widths(problem: FusionProblem) -> str | None:
     return None
 
 
+@NEEDS.register("base")
+def base(problem: FusionProblem) -> str | None:
+    """The network that all clients were trained from is known."""
+    if problem.cohort.base is None:
+        return "it adds up what each client learned since a common start, and none is known (pass base=)"
+    return None
+
+
 @NEEDS.register("dictionaries")
 def dictionaries(problem: FusionProblem) -> str | None:
     """Every hidden space can be read, so that a dictionary can be trained of it."""

@@ -17,17 +17,18 @@ import torch
 
 from featalign.align.activations import Held
 from featalign.align.heads import attention_layers
-from featalign.align.maps import SpaceMap
+from featalign.align.maps import ROTATIONS, SpaceMap
 from featalign.align.pool import reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
+from featalign.data.inputs import Inputs
 from featalign.fuse.problem import FusionProblem
-from featalign.fuse.refit import readout_target
+from featalign.fuse.readout import readout_target
 from featalign.fuse.writers import Writer, written
 from featalign.spaces.capture import fitting_batch, kept, stream, units_last
 from featalign.spaces.graph import Axis, Site, Space, Symmetry
 
-LINEAR = (Symmetry.ORTHOGONAL, Symmetry.LINEAR)
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
+POOL = 1024  # units up to which a choice is made on all refit inputs
 RANK = 1e-10  # relative energy below which a direction is not used
 Maps = dict[str, tuple[SpaceMap, ...]]
 
@@ -62,8 +63,8 @@ def roles(problem: FusionProblem) -> Roles:
     }
     plain = [space for space in graph.hidden if space.name not in heads | inner]
     return Roles(
-        tuple(space for space in plain if space.symmetry in LINEAR),
-        tuple(space for space in plain if space.symmetry not in LINEAR),
+        tuple(space for space in plain if space.symmetry in ROTATIONS),
+        tuple(space for space in plain if space.symmetry not in ROTATIONS),
         tuple(space for space in graph.hidden if space.name in heads),
         tuple(space for space in graph.hidden if space.name in inner),
         readers,
@@ -157,10 +158,10 @@ class Pool:
         return sum(stage.gram for stage in self.stages.values()) + self.faint  # type: ignore[no-any-return]
 
 
-def _stream(problem: FusionProblem, sites: Sequence[Site]) -> Any:
-    """`(batch, activations of each client, outputs of each client)`, once over the refit inputs."""
-    size = fitting_batch(problem.clients[problem.reference], problem.cohort.refit_inputs, list(sites))
-    inputs = problem.cohort.refit_inputs.batched(size)
+def _stream(problem: FusionProblem, sites: Sequence[Site], inputs: Inputs | None = None) -> Any:
+    """`(batch, activations of each client, outputs of each client)`, once over the refit inputs or some of them."""
+    inputs = inputs or problem.cohort.refit_inputs
+    inputs = inputs.batched(fitting_batch(problem.clients[problem.reference], inputs, list(sites)))
     streams = [stream(module, inputs, list(sites)) for module in problem.clients]
     for batch, *found in zip(inputs, *streams):
         yield batch, [held for _, held in found], [outputs for outputs, _ in found]
@@ -232,7 +233,8 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
     parts = (*problem.clients, problem.cohort.refit_inputs)
     grams: dict[str, dict[str, Any]] = problem.memory.get("pools", parts, dict)  # the same at all mixing weights
     known, first = set(grams), True
-    for batch, held, outputs in _stream(problem, list(dict.fromkeys([*sites, *before.values()]))):
+    chosen_on = _enough(problem, max(pool.offsets[-1] for pool in pools.values()), max(space.size for space in spaces))
+    for batch, held, outputs in _stream(problem, list(dict.fromkeys([*sites, *before.values()])), chosen_on):
         for space in spaces:
             pool, picks_heads = pools[space.name], space in found.heads
             for writer, axis in found.readers[space.name]:
@@ -251,6 +253,17 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
                 pool.faint = FAINT * faint.T @ faint
         first = False
     return pools
+
+
+def _enough(problem: FusionProblem, pool: int, width: int) -> Inputs:
+    """Inputs on which units are chosen: all, or so few of them that a pool of many clients stays affordable.
+
+    Gram matrices cost the square of the pool; four inputs for every unit of the fused space tell units apart.
+    """
+    inputs = problem.cohort.refit_inputs
+    if pool <= POOL or not inputs.sized:
+        return inputs
+    return inputs.sample(max(4 * width, round(len(inputs) * (POOL / pool) ** 2)), problem.cohort.seed)
 
 
 def _wanted(

@@ -19,7 +19,9 @@ from torch import nn
 from featalign.align.activations import Held
 from featalign.align.heads import gauged_state
 from featalign.align.maps import Alignment
+from featalign.data.task import answers
 from featalign.fuse.problem import FusionProblem
+from featalign.fuse.readout import Loss, Sample, readout_target
 from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import Stop, Walk, passing_order
 from featalign.fuse.writers import Writer, written
@@ -28,10 +30,10 @@ from featalign.spaces.apply import pieces_of, rebuilt
 from featalign.spaces.capture import kept, units_last
 from featalign.spaces.graph import Layer, Site
 
-AGREED = 1e-4  # relative difference of outputs up to which clients say the same
 FAINT = 1e-6  # gain of a normalisation below which nothing that is written passes
 RARE = 1e-3  # added to probabilities as weights, so that outputs nobody expects are told as well
 LARGE = 50_000_000  # numbers in one Gram matrix per output, above which all errors count alike
+HEAD_RIDGE = 0.3
 Targets = Callable[[FusionProblem, Layer, Sequence[Held]], torch.Tensor]
 
 
@@ -76,6 +78,7 @@ def refit(
     ridge: float = 1e-2,
     head: str | None = None,
     statistics: bool = True,
+    head_ridge: float | None = None,
 ) -> list[LayerFit]:
     """Refit the affine maps of `fused` in place.
 
@@ -87,11 +90,15 @@ def refit(
         ridge: relative to the mean diagonal of the Gram matrix.
         head: one of the task's readout targets (its first by default), or "none" to keep the rule's target.
         statistics: correct batch normalisations by the parents' statistics on the way.
+        head_ridge: of the readout. Where answers are right or wrong `HEAD_RIDGE` by default: what counts is the side
+            of a boundary, and a readout that follows the targets less closely errs on fewer inputs it has not seen.
 
     Maps that run more than once, or whose rows are ordered differently by every client, keep the rule's weights. The
     task's target is for layers whose output is the network's output; others that write a pinned space keep the rule's.
     """
-    return _Refit(problem, fused, alignments, targets, ridge, head, statistics).run(exact_first)
+    if head_ridge is None:
+        head_ridge = max(ridge, HEAD_RIDGE) if answers(problem.cohort.task) else ridge
+    return _Refit(problem, fused, alignments, targets, (ridge, head_ridge), head, statistics).run(exact_first)
 
 
 class _Refit:
@@ -103,13 +110,14 @@ class _Refit:
         fused: nn.Module,
         alignments: Sequence[Alignment],
         targets: Targets | None,
-        ridge: float,
+        ridges: tuple[float, float],
         head: str | None,
         statistics: bool,
     ):
         self.problem, self.fused, self.targets = problem, fused, targets
-        self.ridge, self.head, self.alignments = ridge, head, alignments
-        self.statistics = Statistics(problem, fused, alignments) if statistics else None
+        self.ridges, self.head, self.alignments = ridges, head, alignments
+        found = Statistics(problem, fused, alignments) if statistics else None
+        self.statistics = found if found is not None and found.trusted else None
         self.taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
         self.pieces = {k: pieces_of(problem.graphs[k], alignments[k].maps) for k in self.taking}
 
@@ -163,7 +171,9 @@ class _Refit:
 
     def _fit(self, walk: Walk, parents: list[Walk], site: Site, writers: list[Writer]) -> LayerFit:
         """Solve the maps that land at a site, write them back, correct what waits there."""
-        stage = _Stage(self.fused, site, writers, self.ridge, self._counts_by_share(writers[0]))
+        by_share, by_loss = self._counts_by_share(writers[0]), self._by_loss(writers[0])
+        ridge = self.ridges[writers[0].readout and self.head != "none"]
+        stage = _Stage(self.fused, site, writers, ridge, by_share, by_loss)
         for stop, target in zip(walk.at(site), self._wanted(parents, site, writers)):
             stage.add(stop, target)
         fit = stage.solve()
@@ -179,8 +189,15 @@ class _Refit:
         cross-entropy. Accuracy is served better by errors that count alike.
         """
         task, matrix = self.problem.cohort.task, writer.matrix(self.fused)
-        mixture = (self.head or task.heads[0]) == "log-mixture" and task.metric.unit == "nats"
+        mixture = (self.head or task.heads[0]) == "log-mixture" and not answers(task)
         return writer.readout and mixture and len(matrix) > 1 and matrix.numel() * matrix.shape[1] <= LARGE
+
+    def _by_loss(self, writer: Writer) -> tuple[Loss, Sample] | None:
+        """The loss that a readout's head is fitted by, if it is, and an empty sample to fit it on."""
+        problem = self.problem
+        if not writer.readout or self.head not in problem.cohort.task.fitted_heads:
+            return None
+        return problem.cohort.task.head_loss, Sample(len(problem.cohort.refit_inputs))
 
     def _wanted(self, parents: list[Walk], site: Site, writers: list[Writer]) -> Iterator[torch.Tensor]:
         """Targets `[rows, m]` of every batch."""
@@ -230,8 +247,17 @@ def _rows(stop: Stop, writer: Writer, module: nn.Module) -> torch.Tensor:
 class _Stage:
     """Moments of the maps that land at one site: `X^T X` and `X^T (T - S)` of their rows side by side."""
 
-    def __init__(self, fused: nn.Module, site: Site, writers: list[Writer], ridge: float, by_share: bool = False):
+    def __init__(
+        self,
+        fused: nn.Module,
+        site: Site,
+        writers: list[Writer],
+        ridge: float,
+        by_share: bool = False,
+        by_loss: tuple[Loss, Sample] | None = None,
+    ):
         self.fused, self.site, self.writers, self.ridge, self.by_share = fused, site, writers, ridge, by_share
+        self.by_loss = by_loss
         self.gains = [writer.gain(fused) for writer in writers]
         self.takes_bias = [w.bias is not None or bool(w.norms) for w in writers]
         self.augmented = any(self.takes_bias)
@@ -245,14 +271,14 @@ class _Stage:
         inputs = [kept(stop.noted[writer.reads], stop.batch.mask) for writer in self.writers]
         inputs = [x.float() if x.dtype.itemsize < 4 else x for x in inputs]
         first = self.writers[0]
+        if self.by_loss is not None:
+            self.by_loss[1].add(stop.batch.size, self._rows(inputs), target - error, target)
         if len(self.writers) == 1 and first.layered and first.convolves(self.fused):
             layer = first.layer(self.fused)
             gram = affine.gram(layer, inputs[0], self.augmented)
             residual = affine.cross(layer, inputs[0], error, self.augmented)
         else:
-            rows = [writer.rows(self.fused, x) for writer, x in zip(self.writers, inputs)]
-            ones = [rows[0].new_ones(len(rows[0]), 1)] if self.augmented else []
-            x = torch.cat([*rows, *ones], 1)
+            x = self._rows(inputs)
             if self.by_share:
                 shares = (target.softmax(1) + RARE).to(x.dtype)
                 gram = torch.stack([(x.T * share) @ x for share in shares.T]).double()
@@ -264,6 +290,11 @@ class _Stage:
         self.energy += float((counted * (target - target.mean(0)).pow(2)).sum())
         self.before += float((counted * error.pow(2)).sum())
 
+    def _rows(self, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """What all maps multiply, side by side, with ones for the bias."""
+        rows = [writer.rows(self.fused, x) for writer, x in zip(self.writers, inputs)]
+        return torch.cat([*rows, *([rows[0].new_ones(len(rows[0]), 1)] if self.augmented else [])], 1)
+
     def solve(self) -> LayerFit:
         """Solve and write back."""
         gram, residual = self.gram, self.residual
@@ -274,6 +305,8 @@ class _Stage:
             fitted = torch.einsum("ofg,go->fo", gram, change)
         else:
             change = torch.linalg.solve(ridged, residual)
+            if self.by_loss is not None:
+                change = self.by_loss[1].change(self.by_loss[0], change, self.ridge)
             fitted = gram @ change
         after = self.before - 2 * float((change * residual).sum()) + float((change * fitted).sum())
         sizes = [writer.matrix(self.fused).shape[1] for writer in self.writers]
@@ -318,21 +351,3 @@ class _Stage:
         if self.writers[0].convolves(self.fused) and value.dim() > 2:
             total = total.reshape(*value.movedim(1, -1).shape).movedim(-1, 1)
         value.add_(total.reshape(value.shape).to(value))
-
-
-def readout_target(
-    problem: FusionProblem, outputs: Sequence[torch.Tensor], head: str | None, taking: Sequence[int] | None = None
-) -> torch.Tensor:
-    """The task's target `[rows, outputs]` from the clients' outputs; where all clients say the same, just that.
-
-    Source of the default for classes: the logarithm of the averaged softmax, `log sum_k lambda_k softmax(z_k)`.
-    """
-    taking = range(len(problem.cohort)) if taking is None else taking
-    mixing = [problem.mixing[k] for k in taking]
-    counts = None if problem.cohort.class_counts is None else problem.cohort.class_counts[list(taking)]
-    told = [(weight, out.double()) for weight, out in zip(mixing, outputs) if weight > 0]
-    mean = torch.stack([weight * out for weight, out in told]).sum(0)
-    apart = torch.stack([(out - told[0][1]).abs().amax(-1) for _, out in told]).amax(0)
-    agreed = apart <= AGREED * told[0][1].abs().amax(-1)
-    target = problem.cohort.task.head_target(outputs, mixing, counts, head)
-    return torch.where(agreed[:, None], mean, target.double())

@@ -7,6 +7,7 @@ network shows on the probe against what the parents show there. A network fused 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +15,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.align.maps import Alignment
-from featalign.align.weights import ROTATIONS
+from featalign.align.maps import ROTATIONS, Alignment
+from featalign.data.batch import unwrap
+from featalign.data.inputs import Inputs
 from featalign.errors import ProbeError
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.walk import Walk, passing_order
 from featalign.spaces import affine
 from featalign.spaces.apply import gains
-from featalign.spaces.capture import kept, stream, units_last
+from featalign.spaces.capture import evaluating, kept, stream, units_last
 from featalign.spaces.graph import Layer, Site
 from featalign.spaces.moments import Moments
 
 DEEP = 10  # affine layers from which repair is on unless the user says otherwise
 SMALL = 1e-8  # standard deviation of a unit that is constant
+KEPT = 0.5  # share of its outputs' variance that a client keeps under the probe's statistics, where these can be used
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class Statistics:
 
     Attributes:
         norms: batch normalisations that keep running statistics, with the space that each sees.
+        trusted: whether the probe's statistics may be used for them at all: where a client falls apart under them, the
+            probe is not like its training data and says nothing of them.
     """
 
     def __init__(self, problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignment]):
@@ -71,6 +76,9 @@ class Statistics:
             if isinstance(part, kind) and part.track_running_stats and part.running_mean is not None
         }
         self._found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.trusted = not self.norms or problem.memory.get(
+            "survives", (*problem.clients, problem.cohort.probe), lambda: survive(problem.clients, problem.cohort.probe)
+        )
 
     def of(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation `[m]`, float64, of what a batch normalisation reads."""
@@ -78,6 +86,30 @@ class Statistics:
             places = {norm: (Site(norm, "in"), space) for norm, space in self.norms.items()}
             self._found = interpolated(self.problem, self.alignments, places, self.problem.cohort.refit_inputs)
         return self._found[name]
+
+
+def survive(modules: Sequence[nn.Module], probe: Inputs) -> bool:
+    """Whether every network keeps `KEPT` of its outputs' variance when normalisations take the probe's statistics."""
+    for module in modules:
+        twin = copy.deepcopy(module)
+        norms: list[Any] = [part for part in twin.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+        for part in norms:
+            part.reset_running_stats()
+            part.momentum = None
+        with evaluating(twin):
+            for part in norms:
+                part.train()
+            for batch in probe:
+                batch.run(twin)
+        change, energy = 0.0, 0.0
+        for batch in probe:
+            with evaluating(module), evaluating(twin):
+                own, other = (unwrap(batch.run(each)).double() for each in (module, twin))
+            change += float((other - own).pow(2).sum())
+            energy += float((own - own.mean(0)).pow(2).sum())
+        if change > (1 - KEPT) * energy:
+            return False
+    return True
 
 
 def interpolated(
@@ -129,12 +161,15 @@ def repair(problem: FusionProblem, fused: nn.Module, alignments: Sequence[Alignm
 
     Layers are corrected from input to output, each on what the corrected layers below it deliver. Layers that write
     the output, or a space they do not fill, or that run more than once, are left alone; with batch normalisation all
-    affine layers are, and its running statistics are corrected. Raises `ProbeError` for fewer than two samples.
+    affine layers are, and its running statistics are corrected, unless the probe is unlike the clients' data
+    (`Statistics.trusted`). Raises `ProbeError` for fewer than two samples.
     """
     probe = problem.cohort.probe
     if len(probe) < 2:
         raise ProbeError(f"a probe of {len(probe)} samples has no variance; give at least two")
     statistics = Statistics(problem, fused, alignments)
+    if not statistics.trusted:
+        return []
     if statistics.norms:
         places = {name: (Site(name, "in"), space) for name, space in statistics.norms.items()}
     else:

@@ -1,6 +1,8 @@
 """Measures as pure functions: superposition, polysemanticity, dictionary and functional measures, nulls."""
 
+from featalign.measure.agreement import Agreement
 from featalign.measure.arrays import correlation
+from featalign.measure.crosscoder import latent_strengths, norm_shares
 from featalign.measure.probing import absorption, sparse_probing, targeted_perturbation
 from featalign.measure.quality import explained_variance, redundancy, shrinkage
 from featalign.measure.score import Score, mean_score
@@ -24,6 +26,7 @@ from featalign.measure.units import (
 )
 
 __all__ = [
+    "Agreement",
     "MatchScores",
     "Score",
     "absorption",
@@ -38,9 +41,11 @@ __all__ = [
     "feature_dimensionality",
     "hoyer",
     "kurtosis",
+    "latent_strengths",
     "match_scores",
     "mean_score",
     "monosemanticity",
+    "norm_shares",
     "pairwise_mcc",
     "participation_ratio",
     "privileged_basis",

@@ -77,7 +77,10 @@ def labelled(values: Any, labels: Any, what: str = "activations") -> tuple[torch
 
 
 def correlation(a: Any, b: Any) -> torch.Tensor:
-    """Pearson correlation `[n, m]` of the columns of `a [..., n]` and `b [..., m]`; zero where a column is constant."""
+    """Pearson correlation `[n, m]` of the columns of `a [..., n]` and `b [..., m]`; zero where a column is constant.
+
+    Raises `SpaceMismatch` for different numbers of samples.
+    """
     left, right = rows(a), rows(b)
     if len(left) != len(right):
         raise SpaceMismatch(f"{len(left)} and {len(right)} samples; compare on the same inputs")

@@ -71,7 +71,8 @@ def sparse_probing(codes: torch.Tensor, labels: torch.Tensor, k: int = 1, seed: 
 def targeted_perturbation(codes: torch.Tensor, labels: torch.Tensor, k: int = 1, seed: int = 0) -> Score:
     """Zeroing the `k` latents of a class: fall of its own probe's accuracy minus the mean fall of the other classes'.
 
-    Probes read 16 latents each (SAEBench, Karvonen et al. 2025, arXiv:2503.09532). Null: `k` random latents zeroed.
+    `codes [samples, F]`, `labels [samples]`. Probes read 16 latents each (Karvonen et al. 2025, arXiv:2503.09532).
+    Null: `k` random latents zeroed.
     """
     codes, classes = _labelled(codes, labels)
     fit, test = _split(len(codes), seed)
@@ -98,6 +99,8 @@ def targeted_perturbation(codes: torch.Tensor, labels: torch.Tensor, k: int = 1,
 
 def absorption(codes: torch.Tensor, labels: torch.Tensor, atoms: torch.Tensor, seed: int = 0) -> Score:
     """Share of a class's samples on which its main latent is silent while another one writes its direction.
+
+    `codes [samples, F]`, `labels [samples]`, `atoms [F, units]`.
 
     A simplification of Chanin et al. 2024 (arXiv:2409.14507): the main latent is the best single probe, the direction
     the class's mean difference in the reconstruction; a latent absorbs when its atom's cosine with the direction

@@ -33,7 +33,7 @@ def _pair(activations: torch.Tensor, reconstruction: torch.Tensor) -> tuple[torc
 
 
 def redundancy(atoms: torch.Tensor, limit: float = 0.9) -> float:
-    """Share of atoms with another atom at a cosine above `limit`."""
+    """Share of atoms `[F, units]` with another atom at a cosine above `limit`."""
     atoms = rows(atoms, "atoms")
     unit = atoms / atoms.norm(dim=1, keepdim=True).clamp_min(1e-12)
     cosine = unit @ unit.T

@@ -47,7 +47,7 @@ def mean_score(
     statistic: Callable[..., Any] = np.mean,
     seed: int = 0,
 ) -> Score:
-    """Score of a statistic (mean by default) of items; NaN items are left out and lower the coverage."""
+    """Score of a statistic (mean by default) of `items [n]`; NaN items are left out and lower the coverage."""
     items = np.asarray(items, dtype=float)
     kept = items[np.isfinite(items)]
     if len(kept) == 0:

@@ -12,6 +12,7 @@ from scipy.optimize import linear_sum_assignment
 
 from featalign.errors import SpaceMismatch
 from featalign.measure.arrays import rows
+from featalign.measure.crosscoder import norm_shares
 from featalign.measure.score import Score, mean_score
 
 SHARED = 0.7  # cosine from which two latents count as the same
@@ -55,7 +56,7 @@ def match_scores(
     """Scores between atoms `a [n, units]` and `b [m, units]`; dead latents are left out where masks are given.
 
     Atoms of different spaces cannot be compared by direction: pass codes transposed, `[F, samples]`, centred, and the
-    cosines are correlations.
+    cosines are correlations. Raises `SpaceMismatch` for atoms of different widths.
     """
     if a.shape[1] != b.shape[1]:
         raise SpaceMismatch(f"atoms of {a.shape[1]} and {b.shape[1]} units; compare codes on shared samples instead")
@@ -85,7 +86,7 @@ def match_scores(
 
 
 def pairwise_mcc(dictionaries: Sequence[torch.Tensor]) -> Score:
-    """PW-MCC over seeds: the mean MCC of all pairs of atom sets (Paulo and Belrose 2025, arXiv:2501.16615)."""
+    """PW-MCC over seeds: mean MCC of all pairs of atom sets `[F, units]` (Paulo and Belrose 2025, arXiv:2501.16615)."""
     pairs = [(i, j) for i in range(len(dictionaries)) for j in range(i)]
     found = [match_scores(dictionaries[i], dictionaries[j]) for i, j in pairs]
     return mean_score([m.mcc for m in found], null=float(np.mean([m.null for m in found])) if found else float("nan"))
@@ -96,9 +97,7 @@ def relative_norms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     `a [F, n]` and `b [F, m]` are the clients' blocks of a joint dictionary (Lindsey et al. 2024).
     """
-    if len(a) != len(b):
-        raise SpaceMismatch(f"{len(a)} and {len(b)} latents; pass the blocks of one joint dictionary")
-    return b.norm(dim=1) / (a.norm(dim=1) + b.norm(dim=1)).clamp_min(1e-12)
+    return norm_shares((a, b))[1].to(a.dtype)
 
 
 def cycle_consistency(matches: Sequence[np.ndarray], seed: int = 0) -> Score:

@@ -36,9 +36,9 @@ def _perplexity(mass: np.ndarray) -> np.ndarray:
 def superposition(codes: torch.Tensor, atoms: torch.Tensor, null: float = float("nan"), parts: int = 64) -> Score:
     """`psi = exp(H(p)) / m`: effective features per dimension of a layer of `m` units; read it along width and L0.
 
-    The interval is a bootstrap over `parts` slices of the samples, centred: fewer distinct samples use fewer latents,
-    so that every resample lies below the whole. `null` is the psi of a dictionary trained on a control (a network with
-    shuffled weights). Coverage is the share of latents that fire.
+    `codes [..., F]`, `atoms [F, m]`. The interval is a bootstrap over `parts` slices of the samples, centred: fewer
+    distinct samples use fewer latents, so that every resample lies below the whole. `null` is the psi of a dictionary
+    trained on a control (a network with shuffled weights). Coverage is the share of latents that fire.
     """
     masses, units = _masses(codes, atoms), atoms.shape[1]
     sums = np.stack([part.sum(0).numpy() for part in masses.chunk(parts)])
@@ -89,7 +89,7 @@ def hoyer(activations: torch.Tensor) -> torch.Tensor:
 
 
 def privileged_basis(activations: torch.Tensor, rotations: int = 8, seed: int = 0) -> Score:
-    """Mean excess kurtosis of the units against the same after random rotations (Elhage et al. 2023).
+    """Mean excess kurtosis of units `[..., units]` against the same after random rotations (Elhage et al. 2023).
 
     Above its null where the units, and not just any directions, are what the network computes with.
     """

@@ -15,6 +15,7 @@ def effective_features_per_unit(codes: torch.Tensor, atoms: torch.Tensor) -> tor
         codes: `[..., F]`; atoms: `[F, units]`.
 
     1 for a unit that carries one feature, F for one that carries all alike; NaN for a unit that no feature writes.
+    Raises `SpaceMismatch` for codes and atoms of different dictionaries.
     """
     codes = rows(codes, "codes")
     if codes.shape[-1] != atoms.shape[0]:
@@ -31,7 +32,7 @@ def class_profile(codes: torch.Tensor, labels: torch.Tensor, classes: int | None
 
     Activations `[..., units]` are rectified first; a unit that never fires has a profile of zeros. Columns are the
     classes that are there, in increasing order; with `classes`, the ids 0 to `classes - 1` instead, zero for those
-    that are not. Masked samples (negative labels) are left out.
+    that are not. Masked samples (negative labels) are left out. Raises `SpaceMismatch` for a label beyond `classes`.
     """
     values, found = labelled(codes, labels)
     means = _class_means(values, found).clamp_min(0)
@@ -73,7 +74,8 @@ def monosemanticity(activations: torch.Tensor, embeddings: torch.Tensor) -> torc
 
     `sum_{i != j} a_i a_j cos(e_i, e_j) / sum_{i != j} a_i a_j` with activations scaled to [0, 1] per unit (Pach et al.
     2025, arXiv:2504.02821), in closed form linear in the samples: `(|A^T E|^2 - sum a^2) / ((sum a)^2 - sum a^2)` for
-    unit embeddings `[samples, d]`. NaN for units that do not vary.
+    unit embeddings `[samples, d]`. NaN for units that do not vary. Raises `SpaceMismatch` for different numbers of
+    samples.
     """
     values, embedded = rows(activations), rows(embeddings, "embeddings")
     if len(values) != len(embedded):

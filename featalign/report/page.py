@@ -1,7 +1,8 @@
 """The page kit: one self-contained HTML file from sections, tables, figures and widgets, no network.
 
 Everything that is not `Markup` is escaped by the template engine; rich text comes from `rich` alone. Data travels in
-JSON blocks without `<`, `>` and `&`. The page's policy runs nothing but the two scripts of the kit, by their hashes.
+JSON blocks without `<`, `>` and `&`. The page's policy runs nothing but the two scripts of the kit, by their hashes;
+a page whose data lie in files beside it lets the kit load these scripts as well.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from featalign.errors import CorruptFile, FeatalignError
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+PARTS = ("kit.js", "features-data.js", "features-list.js", "features-card.js", "features-map.js", "features.js")
 _UNSAFE = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 
 
@@ -38,6 +40,7 @@ class Section:
 
     title: str
     parts: list[Markup] = field(default_factory=list)
+    beside: bool = False  # whether a widget of it reads files beside the page
 
     def text(self, text: str, note: bool = False) -> Section:
         """Add a paragraph of plain text, or of `rich` text; a note is set smaller."""
@@ -66,6 +69,7 @@ class Section:
 
     def widget(self, name: str, identifier: str, content: Any) -> Section:
         """Add a widget of `page.js` by name; it finds its JSON `content` beside the element `identifier`."""
+        self.beside = self.beside or "files" in content
         return self.add(_part("widget", name, identifier, json_text(content)))
 
     def add(self, part: Markup) -> Section:
@@ -96,13 +100,14 @@ def page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
     """The complete HTML text; `lead` are the paragraphs of its head, plain text or what `paragraph` returns."""
     from plotly.offline import get_plotlyjs
 
-    plotly, script = get_plotlyjs(), _asset("page.js")
+    plotly, script = get_plotlyjs(), script_of("page.js")
     return _templates().get_template("page.html").render(
         title=title,
         lead=[part if isinstance(part, Markup) else paragraph(part) for part in lead],
         sections=sections,
         sources=Markup(" ").join(Markup("'sha256-{}'").format(_digest(code)) for code in (plotly, script)),
-        style=Markup(_asset("page.css")),
+        more=Markup("'strict-dynamic'" if any(section.beside for section in sections) else ""),
+        style=Markup(styles("page.css", "features.css")),
         plotly=Markup(plotly),
         script=Markup(script),
     )  # fmt: skip
@@ -135,6 +140,17 @@ def _templates() -> jinja2.Environment:
     return jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+
+
+def script_of(last: str) -> str:
+    """The script of the kit: its parts in order, and `last`, what a page or a notebook does with them."""
+    code = "".join(map(_asset, (*PARTS, last)))
+    return f"(function () {{\n{code}}})();" if last == "page.js" else code
+
+
+def styles(*names: str) -> str:
+    """Style sheets of the kit, with the colours that they share."""
+    return "".join(map(_asset, ("colours.css", *names)))
 
 
 def _asset(name: str) -> str:

@@ -86,7 +86,13 @@ def moved(module: nn.Module, graph: SpaceGraph, maps: Mapping[str, MapLike]) -> 
     shift. Unequal widths change shapes: see `rebuilt`. Computed in float64, returned in each tensor's own type.
     Raises `SpaceMismatch` for unknown spaces, maps that do not fit, and shifts of a space that no bias writes.
     """
-    source = module.state_dict()
+    return moved_state(module.state_dict(), graph, maps)
+
+
+def moved_state(
+    source: Mapping[str, torch.Tensor], graph: SpaceGraph, maps: Mapping[str, MapLike]
+) -> dict[str, torch.Tensor]:
+    """As `moved`, of a state dict; gradients pass through it and through the maps."""
     pieces = pieces_of(graph, maps)
     shifts: dict[str, torch.Tensor] = {}
     for name, space_map in maps.items():
@@ -160,7 +166,9 @@ def _factors(tensor: torch.Tensor, group: list[Piece]) -> torch.Tensor:
             continue
         dim = len(lead) + k
         ones = matrix == 1
-        if bool((ones.sum(1) == 1).all()) and int(matrix.count_nonzero()) == len(matrix):  # copies of units
+        if (
+            not matrix.requires_grad and bool((ones.sum(1) == 1).all()) and int(matrix.count_nonzero()) == len(matrix)
+        ):  # copies of units
             value = value.index_select(dim, ones.int().argmax(1))
         else:
             value = torch.tensordot(value, matrix.to(value), dims=([dim], [1])).movedim(-1, dim)

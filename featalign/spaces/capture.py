@@ -17,6 +17,7 @@ from featalign.errors import NotFinite, SpaceMismatch
 from featalign.spaces.graph import Site
 from featalign.spaces.structures import fitted, outputs_in, tensors_in
 
+CHANNELS = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)  # modules whose units lie along dimension 1
 BATCH_BYTES = 64_000_000  # activations of one client held at a time; patches of convolutions take some ten times more
 Held = dict[Site, torch.Tensor]
 
@@ -50,7 +51,14 @@ def units_last(activations: torch.Tensor, channels_first: bool) -> torch.Tensor:
     return activations.reshape(-1, activations.shape[-1])
 
 
-def units_of(activations: torch.Tensor, site: Site) -> torch.Tensor:
+def rows_at(activations: torch.Tensor, site: Site, channels_first: bool) -> torch.Tensor:
+    """`[samples * positions * copies, units]` of what passes a site."""
+    if site.heads:
+        return activations.flatten(2).flatten(0, 1) if activations.dim() > 3 else units_last(activations, False)
+    return units_last(activations, channels_first) if site.dim is None else _units_of(activations, site)
+
+
+def _units_of(activations: torch.Tensor, site: Site) -> torch.Tensor:
     """`[samples * positions * copies, units]` of a site that names its dimension."""
     moved = activations.movedim(site.dim or 0, -1)
     if site.size is None:
@@ -93,7 +101,6 @@ def stream(
 @contextmanager
 def _hooks(module: nn.Module, sites: Sequence[Site]) -> Iterator[dict[Site, list[torch.Tensor]]]:
     """What passes the sites, call by call; hooks are removed whatever happens."""
-    modules = dict(module.named_modules())
     calls: dict[Site, list[torch.Tensor]] = defaultdict(list)
 
     def keep(site: Site, value: Any) -> None:
@@ -102,7 +109,7 @@ def _hooks(module: nn.Module, sites: Sequence[Site]) -> Iterator[dict[Site, list
     handles = []
     try:
         for site in dict.fromkeys(sites):
-            part = require_module(modules, site.module)
+            part = require_module(module, site.module)
             if site.side == "in":
                 hook = lambda _m, args, kwargs, s=site: keep(s, (args, kwargs))  # noqa: E731
                 handles.append(part.register_forward_pre_hook(hook, with_kwargs=True))
@@ -114,12 +121,15 @@ def _hooks(module: nn.Module, sites: Sequence[Site]) -> Iterator[dict[Site, list
             handle.remove()
 
 
-def require_module(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
-    """The submodule of that name; raises `SpaceMismatch` with the nearest names."""
-    if name not in modules:
-        near = difflib.get_close_matches(name, modules, 3, 0.3) or [known for known in modules if known][:5]
-        raise SpaceMismatch(f"no submodule '{name}' to read activations from; near it: {', '.join(near) or 'none'}")
-    return modules[name]
+def require_module(module: nn.Module, name: str) -> nn.Module:
+    """The submodule of that name (also by a bridge's other names); raises `SpaceMismatch` with the nearest names."""
+    try:
+        found = module.get_submodule(name)
+    except AttributeError:
+        known = [path for path, _ in module.named_modules() if path]
+        near = ", ".join(difflib.get_close_matches(name, known, 3, 0.3) or known[:5]) or "none"
+        raise SpaceMismatch(f"no submodule '{name}' to read activations from; near it: {near}") from None
+    return found
 
 
 def _rows(module: nn.Module, site: Site, calls: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
@@ -127,17 +137,31 @@ def _rows(module: nn.Module, site: Site, calls: Sequence[torch.Tensor], batch: B
     if not calls:
         raise SpaceMismatch(f"nothing is seen at '{site}': it does not run by itself, or passes no plain tensor there")
     part = module.get_submodule(site.module)
-    channels = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
+    channels = isinstance(part, CHANNELS)
     parts = []
     for tensor in calls:
         if site.dim is None or site.dim > 1:
             tensor = kept(tensor, batch.mask)
-        parts.append(units_last(tensor, channels) if site.dim is None else units_of(tensor, site))
+        parts.append(rows_at(tensor, site, channels))
     rows = torch.cat(parts)
     rows = rows if rows.dtype is torch.float64 else rows.float()
     if not torch.isfinite(rows).all():
         raise NotFinite(f"activations at '{site}' hold NaN or infinity; check the network's weights and inputs")
     return rows
+
+
+def units_at(module: nn.Module, batch: Batch) -> dict[str, int]:
+    """Units at the output of every submodule that runs once and shows one tensor of samples, by its path."""
+    paths = [name for name, _ in module.named_modules() if name]
+    with _hooks(module, [Site(name) for name in paths]) as calls, evaluating(module):
+        batch.run(module)
+    found = {}
+    for name in paths:
+        shown = calls[Site(name)]
+        if len(shown) == 1 and shown[0].dim() > 1 and len(shown[0]) == batch.size and shown[0].is_floating_point():
+            channels = isinstance(module.get_submodule(name), CHANNELS)
+            found[name] = shown[0].shape[1 if channels else -1]
+    return found
 
 
 def fitting_batch(module: nn.Module, inputs: Any, sites: Sequence[Site]) -> int:
@@ -161,3 +185,18 @@ def collect(module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: i
         for site, activations in held.items():
             parts[site].append(activations)
     return {site: torch.cat(chunks) for site, chunks in parts.items() if chunks}
+
+
+def origins_of(module: nn.Module, site: Site, batch: Batch, rows: torch.Tensor, start: int) -> torch.Tensor | None:
+    """`[rows, 2]`: input (counted from `start`) and position of every row of a batch; None where that is not known."""
+    mask = batch.mask
+    if mask is not None and len(rows) == int(mask.sum()):
+        return mask.nonzero().cpu() + torch.tensor([start, 0])
+    positions, rest = divmod(len(rows), batch.size)
+    if rest:
+        return None
+    alone = collect(module, [batch.cut(1)], [site])[site]
+    if len(alone) != positions or not torch.allclose(alone, rows[:positions], rtol=1e-3, atol=1e-4):
+        return None
+    samples = torch.arange(start, start + batch.size).repeat_interleave(positions)
+    return torch.stack([samples, torch.arange(positions).repeat(batch.size)], 1)

@@ -38,6 +38,9 @@ _RANK = {
 }
 
 
+_GAUGES = frozenset({"heads", "qk", "ov"})  # labels that tracing gives them
+
+
 def meet(a: Symmetry, b: Symmetry) -> Symmetry:
     """The largest symmetry contained in both."""
     if a is b:
@@ -73,6 +76,7 @@ class Site:
             normalisations, the last one of everything else.
         size, repeat, tile, offset: where the units lie along it if they are not all of it, as in `Axis`; repeated
             entries count as samples.
+        heads: whether all dimensions from the third on hold the units together (heads and their widths).
         paired: whether all other axes keep their basis, so that samples of two networks correspond one to one; else
             those axes are hidden spaces too (heads, token mixing) and have to be aligned first.
     """
@@ -84,6 +88,7 @@ class Site:
     repeat: int = 1
     tile: int = 1
     offset: int = 0
+    heads: bool = False
     paired: bool = field(default=True, compare=False)
 
     def __str__(self) -> str:
@@ -139,6 +144,13 @@ class Space:
     def pinned(self) -> bool:
         """Whether the space must keep its basis."""
         return self.symmetry is Symmetry.PINNED
+
+    @property
+    def is_gauge(self) -> bool:
+        """Whether the space is a freedom inside attention heads (which head, what queries and keys, or values and
+        outputs agree on), not a layer that anybody would look at.
+        """
+        return self.symmetry is not Symmetry.PINNED and not _GAUGES.isdisjoint(self.name.split(".")[-2:])
 
     @property
     def before(self) -> Site:
@@ -203,7 +215,8 @@ class SpaceGraph:
 
     def __getitem__(self, name: str) -> Space:
         if name not in self.by_name:
-            raise SpaceMismatch(f"no space '{name}'; the network has: {', '.join(self.by_name)}")
+            shown = (space.name for space in self.spaces if not space.is_gauge)
+            raise SpaceMismatch(f"no space '{name}'; the network has: {', '.join(shown)}")
         return self.by_name[name]
 
     @property

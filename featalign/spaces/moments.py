@@ -12,9 +12,13 @@ class CrossMoments:
 
     Sums are shifted by the first batch's mean, so that covariances keep their digits when means are large.
     `covariance_ab [n, m]` is `E[(a - E a)(b - E b)^T]` (normalised by the count, not count - 1).
+
+    `within=False` keeps only variances within each stream, which is all that costs and correlations need: the full
+    covariances cost twice as much again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, within: bool = True) -> None:
+        self.within = within
         self.count = 0
 
     def update(self, a: torch.Tensor, b: torch.Tensor) -> CrossMoments:
@@ -27,14 +31,14 @@ class CrossMoments:
         if self.count == 0:
             self.shift_a, self.shift_b = a.mean(0), b.mean(0)
             self.sum_a, self.sum_b = torch.zeros_like(self.shift_a), torch.zeros_like(self.shift_b)
-            self.sum_aa = a.new_zeros(a.shape[1], a.shape[1])
-            self.sum_bb = b.new_zeros(b.shape[1], b.shape[1])
+            self.sum_aa = a.new_zeros(a.shape[1], a.shape[1]) if self.within else torch.zeros_like(self.shift_a)
+            self.sum_bb = b.new_zeros(b.shape[1], b.shape[1]) if self.within else torch.zeros_like(self.shift_b)
             self.sum_ab = a.new_zeros(a.shape[1], b.shape[1])
         a, b = a - self.shift_a, b - self.shift_b
         self.sum_a += a.sum(0)
         self.sum_b += b.sum(0)
-        self.sum_aa += a.T @ a
-        self.sum_bb += b.T @ b
+        self.sum_aa += a.T @ a if self.within else a.square().sum(0)
+        self.sum_bb += b.T @ b if self.within else b.square().sum(0)
         self.sum_ab += a.T @ b
         self.count += len(a)
         return self
@@ -55,16 +59,34 @@ class CrossMoments:
         return self.shift_b + self.sum_b / self._require_samples()
 
     @property
-    def covariance_aa(self) -> torch.Tensor:
-        """`[n, n]`."""
+    def variance_a(self) -> torch.Tensor:
+        """`[n]`."""
+        return self._variance(self.sum_aa, self.sum_a)
+
+    @property
+    def variance_b(self) -> torch.Tensor:
+        """`[m]`."""
+        return self._variance(self.sum_bb, self.sum_b)
+
+    def _variance(self, second: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         n = self._require_samples()
-        return self.sum_aa / n - torch.outer(self.sum_a, self.sum_a) / n**2
+        return ((second.diagonal() if self.within else second) / n - (first / n) ** 2).clamp_min(0)
+
+    @property
+    def covariance_aa(self) -> torch.Tensor:
+        """`[n, n]`; raises `SpaceMismatch` where only variances were kept."""
+        return self._covariance(self.sum_aa, self.sum_a)
 
     @property
     def covariance_bb(self) -> torch.Tensor:
-        """`[m, m]`."""
+        """`[m, m]`; raises `SpaceMismatch` where only variances were kept."""
+        return self._covariance(self.sum_bb, self.sum_b)
+
+    def _covariance(self, second: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         n = self._require_samples()
-        return self.sum_bb / n - torch.outer(self.sum_b, self.sum_b) / n**2
+        if not self.within:
+            raise SpaceMismatch("only variances were kept within each stream; build CrossMoments(within=True)")
+        return second / n - torch.outer(first, first) / n**2
 
     @property
     def covariance_ab(self) -> torch.Tensor:
@@ -75,16 +97,14 @@ class CrossMoments:
     @property
     def correlation(self) -> torch.Tensor:
         """Pearson correlation `[n, m]`; zero where a unit is constant."""
-        scale = torch.outer(
-            self.covariance_aa.diagonal().clamp_min(0), self.covariance_bb.diagonal().clamp_min(0)
-        ).sqrt()
+        scale = torch.outer(self.variance_a, self.variance_b).sqrt()
         return torch.where(scale > 1e-20, self.covariance_ab / scale.clamp_min(1e-20), torch.zeros_like(scale))
 
     @property
     def squared_distances(self) -> torch.Tensor:
         """`E |a_i - b_j|^2`, `[n, m]`: the activation ground cost of OTFusion per sample."""
-        second_a = self.covariance_aa.diagonal() + self.mean_a**2
-        second_b = self.covariance_bb.diagonal() + self.mean_b**2
+        second_a = self.variance_a + self.mean_a**2
+        second_b = self.variance_b + self.mean_b**2
         second_ab = self.covariance_ab + torch.outer(self.mean_a, self.mean_b)
         return (second_a[:, None] + second_b[None, :] - 2 * second_ab).clamp_min(0)
 

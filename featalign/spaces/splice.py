@@ -15,8 +15,9 @@ from featalign.data.inputs import BATCH, Inputs
 from featalign.data.task import Scores, Task, task_of
 from featalign.data.tasks import Classification, NextToken
 from featalign.errors import ProbeError, SpaceMismatch
-from featalign.spaces.capture import evaluating, require_module, stream, units_last, units_of
+from featalign.spaces.capture import CHANNELS, evaluating, require_module, rows_at, stream
 from featalign.spaces.graph import Site
+from featalign.spaces.naming import resolve_site
 
 Edit = Callable[[torch.Tensor], torch.Tensor]
 
@@ -58,8 +59,8 @@ def splice(
     """Run `model` as it is, with the activations at `site` replaced by `reconstruct` of them, and by their mean.
 
     Args:
-        site: input or output of a submodule; a name stands for its output. Of outputs in tuples, mappings and output
-            objects the first tensor is replaced.
+        site: input or output of a submodule, a hook name or a path (`spaces.resolve_site`). Of outputs in tuples,
+            mappings and output objects the first tensor is replaced.
         reconstruct: rows `[samples * positions, units]` to rows.
         inputs, targets: see `data.Inputs`; targets may come with the inputs.
         task: whose loss and metrics are measured; None takes the one that outputs and targets speak for.
@@ -67,8 +68,7 @@ def splice(
     Raises `SpaceMismatch` for an unknown submodule, one that does not run, and rows of another shape; `ProbeError`
     without inputs; `TaskError` where targets do not fit.
     """
-    site = Site(site) if isinstance(site, str) else site
-    require_module(dict(model.named_modules()), site.module)
+    site = resolve_site(model, site)
     source = _source(inputs, targets).batched(batch_size)
     first = source.example()
     with evaluating(model):
@@ -77,6 +77,8 @@ def splice(
     for _, held in stream(model, source, [site]):
         total = total + held[site].double().sum(0)
         count += len(held[site])
+    if not count:
+        raise ProbeError(f"attention_mask leaves no token at '{site}': nothing can be replaced; check the masks")
     mean = total / count
     runs: dict[str, Edit | None] = {
         "": None,
@@ -139,7 +141,7 @@ def _divergence(
 def _run(model: nn.Module, site: Site, edit: Edit | None, batch: Batch) -> torch.Tensor:
     if edit is None:
         return unwrap(batch.run(model))
-    with _edited(model, site, edit) as calls:
+    with edited(model, site, edit) as calls:
         outputs = unwrap(batch.run(model))
     if not calls:
         raise SpaceMismatch(f"nothing is seen at '{site}': it does not run by itself, or passes no plain tensor there")
@@ -147,10 +149,10 @@ def _run(model: nn.Module, site: Site, edit: Edit | None, batch: Batch) -> torch
 
 
 @contextmanager
-def _edited(model: nn.Module, site: Site, edit: Edit) -> Iterator[list[int]]:
+def edited(model: nn.Module, site: Site, edit: Edit) -> Iterator[list[int]]:
     """`edit` of the rows at a site in every call; the list tells how many there were."""
-    part = model.get_submodule(site.module)
-    channels = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
+    part = require_module(model, site.module)
+    channels = isinstance(part, CHANNELS)
     calls: list[int] = []
 
     def change(tensor: torch.Tensor) -> torch.Tensor:
@@ -175,11 +177,13 @@ def _edited(model: nn.Module, site: Site, edit: Edit) -> Iterator[list[int]]:
 
 def _put(tensor: torch.Tensor, site: Site, channels: bool, edit: Edit) -> torch.Tensor:
     """The tensor with the rows of a site replaced by `edit` of them."""
-    rows = units_last(tensor, channels) if site.dim is None else units_of(tensor, site)
+    rows = rows_at(tensor, site, channels)
     new = edit(rows if rows.dtype in (torch.float32, torch.float64) else rows.float())
     if new.shape != rows.shape:
         raise SpaceMismatch(f"reconstruction {tuple(new.shape)} of rows {tuple(rows.shape)} at '{site}'")
     new = new.to(tensor)
+    if site.heads:
+        return new.reshape(tensor.shape)
     dim = site.dim if site.dim is not None else 1 if channels and tensor.dim() > 2 else -1
     moved = tensor.movedim(dim, -1)
     if site.dim is None or site.size is None:

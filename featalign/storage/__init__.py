@@ -5,7 +5,15 @@ No pickle is read or written. What cannot be written raises `StorageError`, what
 
 from featalign.storage.cache import CacheWarning, cache_folder, cached, fingerprint
 from featalign.storage.files import plain, read_json, read_text, write_bytes, write_json
-from featalign.storage.folders import atomic_folder, claim, recover, refuse_existing, require_writable
+from featalign.storage.folders import (
+    MARKER,
+    atomic_folder,
+    claim,
+    recover,
+    refuse_existing,
+    replace_folder,
+    require_writable,
+)
 from featalign.storage.kinds import LOADERS, kind_of, load
 from featalign.storage.names import safe_name
 from featalign.storage.temporary import sweep, writing
@@ -14,6 +22,7 @@ from featalign.storage.versions import versions
 
 __all__ = [
     "LOADERS",
+    "MARKER",
     "CacheWarning",
     "atomic_folder",
     "cache_folder",
@@ -29,6 +38,7 @@ __all__ = [
     "read_text",
     "recover",
     "refuse_existing",
+    "replace_folder",
     "require_writable",
     "safe_name",
     "save_tensors",

@@ -48,6 +48,16 @@ def atomic_folder(path: Path | str, overwrite: bool = False, kind: str = "run") 
             raise
 
 
+def replace_folder(built: Path | str, path: Path | str, overwrite: bool = False) -> None:
+    """Move a folder that was built in steps, so that a kill loses only the last, to where it appears when complete.
+
+    Both are to be claimed by the caller. Raises what `claim` raises.
+    """
+    refuse_existing(path, overwrite)
+    with writing(path):
+        _move_in(_resolved(built), _resolved(path))
+
+
 @contextlib.contextmanager
 def claim(path: Path | str, overwrite: bool = False) -> Iterator[Path]:
     """Hold an output folder for the whole of a run, from before any work: yields the place it resolves to.

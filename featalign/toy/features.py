@@ -95,7 +95,8 @@ class Features:
 def overlap(clients: int, own: int, shared: int) -> torch.Tensor:
     """Which client has which feature: `[clients, shared + clients * own]` boolean masks.
 
-    The first `shared` features belong to everybody, then come `own` features of each client in turn.
+    The first `shared` features belong to everybody, then come `own` features of each client in turn. Raises `BadOption`
+    where a client would have none.
     """
     if clients < 1 or own < 0 or shared < 0 or own + shared == 0:
         raise BadOption(f"{clients} clients with {shared} shared and {own} own features; all must have some")

@@ -2,7 +2,7 @@
 
 Every named cost takes activations of both clients on the same probe set, `[samples, units]`, and, except `weights`
 and `semantic`, alternatively one object of streaming cross moments (`correlation`, `squared_distances`, `mean_a`,
-`covariance_aa`, ... as `featalign.spaces.CrossMoments` has them), so that no activations need be held.
+`variance_a`, ... as `featalign.spaces.CrossMoments` has them), so that no activations need be held.
 """
 
 from __future__ import annotations
@@ -190,8 +190,8 @@ def cosine(a: Any, b: Any = None) -> GroundCost:
     initialisation.
     """
     if b is None:
-        second_a = a.covariance_aa.diagonal() + a.mean_a**2
-        second_b = a.covariance_bb.diagonal() + a.mean_b**2
+        second_a = a.variance_a + a.mean_a**2
+        second_b = a.variance_b + a.mean_b**2
         product = a.covariance_ab + a.mean_a[:, None] * a.mean_b[None, :]
         scale = (second_a[:, None] * second_b[None, :]) ** 0.5
         return DenseCost(1 - product / scale.clip(min=1e-150) * (scale > 0))

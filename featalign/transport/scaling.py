@@ -200,7 +200,10 @@ class _State:
 
 
 def round_to_marginals(plan: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The plan `[..., n, m]` moved onto marginals `a`, `b` by as much as it misses them (Altschuler et al. 2017)."""
+    """The plan `[..., n, m]` moved onto marginals `a`, `b` by as much as it misses them.
+
+    Source: Altschuler, Weed and Rigollet 2017, algorithm 2.
+    """
     plan = plan * _ratio(a, plan.sum(-1)).clamp_max(1)[..., :, None]
     plan = plan * _ratio(b, plan.sum(-2)).clamp_max(1)[..., None, :]
     missing_a, missing_b = (a - plan.sum(-1)).clamp_min(0), (b - plan.sum(-2)).clamp_min(0)
@@ -209,10 +212,10 @@ def round_to_marginals(plan: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> 
 
 
 def hilbert_rate(cost: np.ndarray, eps: float) -> float:
-    """Contraction of one Sinkhorn iteration in Hilbert's metric at absolute `eps` (Peyre and Cuturi, theorem 4.2).
+    """Contraction of one Sinkhorn iteration in Hilbert's metric at absolute `eps` (Peyre and Cuturi 2019, theorem 4.2).
 
-    `((sqrt(eta) - 1) / (sqrt(eta) + 1))^2 = tanh(log(eta) / 4)^2`, where `log eta` is the largest cross difference
-    `C_jk + C_il - C_ik - C_jl` over eps. Takes `O(n^2 m)`.
+    For a cost `[n, m]`. `((sqrt(eta) - 1) / (sqrt(eta) + 1))^2 = tanh(log(eta) / 4)^2`, where `log eta` is the largest
+    cross difference `C_jk + C_il - C_ik - C_jl` over eps. Takes `O(n^2 m)`.
     """
     cost = as_cost(cost)
     largest = max(float(np.ptp(cost - row, axis=1).max()) for row in cost)

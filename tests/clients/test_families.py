@@ -1,5 +1,6 @@
 """Registered networks: shapes, round trips of their configurations, any family on any data it can read."""
 
+import sys
 from dataclasses import dataclass
 from math import prod
 
@@ -29,6 +30,7 @@ from featalign.spaces import check, trace
 SMALL = [
     VGGConfig(width=1 / 16),
     VGGConfig(width=1 / 16, batch_norm=True, size=16, bias=False),
+    VGGConfig(width=1 / 16, layer_norm=True, size=16),
     ResNet20Config(width=0.25),
     ResNet20Config(width=0.25, norm="none"),
     ResNet18Config(width=1 / 16, norm="layer"),
@@ -168,3 +170,14 @@ def test_bad_configurations():
             make()
     with pytest.raises(UnknownName, match="vgg11"):
         models["vgg"]
+
+
+def test_a_newer_transformer_lens_is_refused_in_one_line(monkeypatch):
+    """Version 4 has no `HookedTransformer`; nothing else here needs it."""
+    import transformer_lens
+
+    monkeypatch.delattr(transformer_lens, "HookedTransformer")
+    monkeypatch.setitem(sys.modules, "transformer_lens.HookedTransformer", None)  # the module of that name goes too
+    assert build(MLPConfig(4, hidden=(3,)), seed=0)(torch.randn(2, 4)).shape == (2, 10)
+    with pytest.raises(BadOption, match=r"pip install 'transformer-lens<4'"):
+        build(DecoderConfig(vocabulary=5), seed=0)

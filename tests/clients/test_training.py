@@ -74,7 +74,7 @@ def test_one_cycle_is_torchs():
     x, y = X[:64], X[:64, :3].argmax(1)
     config = TrainConfig(batch_size=16, lr=0.01, optimizer="adam", schedule="one-cycle", steps=20, warmup=0.3)
     module, seen = build(MLPConfig(6, (5,), 3)), []
-    train(module, x, y, None, config, progress=False, log=lambda found: seen.append(found))
+    train(module, x, y, None, config, progress=False, log=lambda found, step: seen.append({**found, "step": step}))
     other = build(MLPConfig(6, (5,), 3))
     optimizer = torch.optim.AdamW(other.parameters(), lr=0.01, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, 20, pct_start=0.3)
@@ -93,7 +93,13 @@ def test_steps_count_across_epochs_and_zero_means_none():
     y = X[:, :3].argmax(1)
     seen = []
     train(
-        build(MLPConfig(6, (), 3)), X, y, None, TrainConfig(steps=230, batch_size=64), progress=False, log=seen.append
+        build(MLPConfig(6, (), 3)),
+        X,
+        y,
+        None,
+        TrainConfig(steps=230, batch_size=64),
+        progress=False,
+        log=lambda found, step: seen.append({**found, "step": step}),
     )
     assert [found["step"] for found in seen] == [100, 200, 230]
     for config in (TrainConfig(epochs=0), TrainConfig(steps=0)):

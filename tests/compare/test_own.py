@@ -8,7 +8,9 @@ from torch import nn
 import featalign as fa
 from featalign.errors import BadOption, FeatalignError
 from featalign.fuse import METHODS
+from featalign.spaces import collect
 from tests.compare.conftest import trained
+from tests.features.content import rows_of
 
 QUICK = {"curve": 0, "evidence": False, "progress": False}
 
@@ -135,10 +137,10 @@ def test_language_models_are_scored_by_loss_and_shown_as_text(tmp_path):
     assert result.facts["task"] == "next-token" and result.metric.unit == "nats"
     assert any("on the probe" in note for note in result.facts["notes"])
     shown = result.widgets["browser"]
-    texts = [entry["text"] for entry in shown["inputs"].values()]
-    assert texts and all("[w" in text for text in texts) and shown["classes"] == []
-    first = next(iter(shown["spaces"].values()))["pairs"][0]
-    assert first["a"]["profile"] == [] and set(first["a"]["inputs"]) <= set(shown["inputs"])
+    assert shown["classes"] == [] and shown["row"] == "tokens"
+    assert any(text.startswith("w") for text in shown["strings"])
+    row = next(row for row in rows_of(shown, 0) if row)
+    assert row[2] == [] and all(len(context[5]) == len(context[6]) > 0 for context in row[8])
     assert "loss, nats" in result.page()
 
 
@@ -147,15 +149,19 @@ def test_cards_show_the_inputs_that_drive_a_latent(own):
     modules, x, y = own
     result = fa.compare(modules, x[:200], (x, y), methods=("vanilla",), curve=0, progress=False)
     trial, browser = result.trials[0], result.widgets["browser"]
-    for space, entry in browser["spaces"].items():
+    firsts = [place for place, block in enumerate(browser["blocks"]) if block["client"] == 0]
+    assert [browser["sites"][browser["blocks"][place]["site"]] for place in firsts] == list(
+        trial.trained["dictionaries"]
+    )
+    for place in firsts:
+        space = browser["sites"][browser["blocks"][place]["site"]]
         dictionary, site = trial.trained["dictionaries"][space][0], trial.problem.graphs[0][space].after
-        from featalign.spaces import collect
-
         codes = dictionary.encode(collect(trial.cohort.modules[0], x, [site])[site])
-        for pair in entry["pairs"][:5]:
-            if pair["a"]["inputs"]:
-                sample = int(pair["a"]["inputs"][0].partition(".")[0])
-                assert codes[:, pair["a"]["latent"]].argmax() == sample
+        rows = rows_of(browser, place)
+        assert len(rows) == codes.shape[1] and [row is not None for row in rows] == (codes > 0).any(0).tolist()
+        for latent, row in enumerate(rows):
+            if row:
+                assert codes[:, latent].argmax() == row[8][0][1] and sum(row[0][1]) == (codes[:, latent] > 0).sum()
 
 
 def test_loader_as_probe_equals_the_tensor(own):

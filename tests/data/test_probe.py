@@ -107,3 +107,15 @@ def test_augment_bad_input():
         data.augment(torch.zeros(5, 64), 10, recipe="shiftmix")
     wide = data.augment(torch.rand(5, 24), 10, image=(1, 4, 6))
     assert wide.shape == (10, 24)
+
+
+def test_a_blend_holds_both_kinds_and_is_drawn_alike():
+    x = torch.rand(20, 64, generator=torch.Generator().manual_seed(0))
+    found = data.augment(x, 100, recipe="blend")
+    assert found.shape == (100, 64) and torch.equal(found, data.augment(x, 100, recipe="blend"))
+    images = data.augment(x, 70, recipe="shift-mix")
+    assert torch.equal(found[:70], images)
+    assert torch.equal(data.augment(x, 50, recipe="blend", gaussian_share=0.0), data.augment(x, 50))
+    assert data.augment(x[:1], 10, recipe="blend").shape == (10, 64)
+    with pytest.raises(BadOption, match="gaussian_share"):
+        data.augment(x, 10, recipe="blend", gaussian_share=2.0)

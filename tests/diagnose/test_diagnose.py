@@ -13,6 +13,7 @@ from featalign.data import Inputs
 from featalign.dictionaries import NeuronBasis, random_dictionary
 from featalign.errors import BadOption, CorruptFile, DictionaryError, ProbeError, SpaceMismatch, TaskError
 from featalign.studies.diagnose.controls import shuffled_samples, shuffled_weights
+from tests.features.content import rows_of
 
 QUICK = {"steps": 150, "sweep_steps": 0, "progress": False}
 
@@ -158,11 +159,8 @@ def test_units_that_hardly_fire_are_not_ranked():
     found = fa.diagnose(model, x, **QUICK)
     units = found.frames["units"].set_index("unit")
     assert not units.loc[0, "ranked"] and units.loc[1, "ranked"]
-    cards = found.widgets["browser"]["spaces"][found.layers[0]]
-    assert (
-        0 not in [card["id"] for card in cards["units"]]
-        and f"of {only(found)['ranked']} ranked units" in cards["facts"]
-    )
+    notes = found.widgets["browser"]["blocks"][0]["notes"]
+    assert len(notes) == 12 and "too rarely" in notes[0] and "too rarely" not in notes[1]
 
 
 def test_the_control_estimates_batch_statistics_again():
@@ -210,8 +208,10 @@ def test_language_models_lose_nats_and_show_tokens():
     assert own["rows"] == int(
         tokens()["attention_mask"][torch.randperm(300, generator=torch.Generator().manual_seed(0))[:60]].sum()
     )
-    texts = [entry["text"] for entry in found.widgets["browser"]["inputs"].values()]
-    assert texts and all("[" in text for text in texts)
+    content = found.widgets["browser"]
+    assert content["clients"] == ["units", "features", "seed 1"] and content["row"] == "tokens"
+    rows = [row for row in rows_of(content, 1) if row]
+    assert rows and all(content["strings"][token].strip().isdigit() for row in rows for token in row[8][0][5])
     assert "not measured" in only(found)["classes"] and found.frames["units"]["kinds"].notna().any()
 
 
@@ -231,7 +231,8 @@ def test_positions_of_convolutions_are_rows():
     x = torch.randn(200, 1, 8, 8)
     found = fa.diagnose(model, (x, torch.randint(0, 3, (200,))), **QUICK)
     cards = found.widgets["browser"]
-    assert cards["sheet"]["png"] and cards["spaces"][found.layers[0]]["features"]
+    assert cards["sheets"][0]["png"] and cards["blocks"][1]["field"]["field"] == (3, 3)
+    assert any(row and row[8] for row in rows_of(cards, 1))
     assert found.frames["units"]["kinds"].isna().all()
 
 
@@ -254,7 +255,7 @@ def test_bad_input_is_named(data):
         fa.diagnose(model, (data[0], data[1]), task="regression", **QUICK)
     with pytest.raises(BadOption, match="sweep_step"):
         fa.diagnose(model, data, sweep_step=3)
-    with pytest.raises(SpaceMismatch, match="writes 7 units"):
+    with pytest.raises(SpaceMismatch, match="of 7 units does not fit '0', which has 24"):
         fa.diagnose(model, data, dictionaries={"0": random_dictionary(torch.randn(100, 7), 8)}, **QUICK)
 
 
@@ -291,11 +292,15 @@ def test_units_and_features_link_to_each_other_by_clicks(trained):
         errors: list[str] = []
         view.on("pageerror", lambda error: errors.append(str(error)))
         view.goto((trained.folder / "report.html").as_uri())
-        view.wait_for_selector("#card h3")
-        assert view.inner_text("#card h3").startswith("Unit")
-        view.click("#card [data-link^='features-']:not([disabled]) >> nth=0")
-        assert view.inner_text("#card h3").startswith("Feature")
-        view.click("#card [data-link^='units-']:not([disabled]) >> nth=0")
-        assert view.inner_text("#card h3").startswith("Unit")
+        view.wait_for_selector("#diagnosis .feature h3")
+        first = view.inner_text("#diagnosis .feature h3")
+        assert first.startswith("units") and "features" in first
+        link = "#diagnosis .feature button.pill:has-text('features') >> nth=0"
+        wanted = view.inner_text(link).split()[1]
+        view.click(link)
+        view.wait_for_function(
+            "(first) => document.querySelector('#diagnosis .feature h3').innerText !== first", arg=first
+        )
+        assert f"features {wanted}" in view.inner_text("#diagnosis .feature h3")
         browser.close()
     assert errors == []

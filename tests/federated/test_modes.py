@@ -9,9 +9,9 @@ from featalign.clients.cohort import Cohort
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.federated import ClientWarning, Federation, InProcess, Local, run
 from featalign.federated.calibrate import calibrate, readout_moments
-from featalign.federated.moments import client_moments, gromov_alignments, input_moments, noised, synthetic_probe
 from featalign.federated.sums import masked, summed
 from featalign.fuse import FusionProblem
+from featalign.fuse.moments import client_moments, gromov_alignments, input_moments, noised, synthetic_probe
 from featalign.spaces import trace
 from tests.federated.conftest import blobs, net, small
 

@@ -166,7 +166,8 @@ BAD = {
     "not-a-list": (lambda: {"clients": clients()[0]}, "pass a list"),
     "not-a-network": (lambda: {"clients": [1, 2]}, "pass modules"),
     "architectures": (
-        lambda: {"clients": [build(CONFIG), build(MLPConfig(12, (9,), 3, bias=True))]}, "one architecture and depth",
+        lambda: {"clients": [build(CONFIG), build(MLPConfig(12, (9,), 3, bias=True, activation="tanh"))]},
+        "one architecture and depth",
     ),
     "reference": (lambda: {"reference": "C"}, "clients: A, B"),
     "reference-index": (lambda: {"reference": 5}, "there are 2 clients"),

@@ -117,7 +117,7 @@ def test_bad_problems_are_named(probe):
     with pytest.raises(BadOption, match=r"no option 'costs'.*cost"):
         solve(problem_of([a, b], probe), "ot-acts", costs="distance")
     with pytest.raises(ArchitectureMismatch, match="depth"):
-        problem_of([network((12, 16, 5)), b], probe)
+        problem_of([nn.Sequential(nn.Linear(12, 16, bias=False), nn.Tanh(), nn.Linear(16, 5, bias=False)), b], probe)
     with pytest.raises(ProbeError, match="empty"):
         problem_of([a, b], probe, refit_inputs=probe[:0])
     with pytest.raises(BadOption, match="sum to one"):

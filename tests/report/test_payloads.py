@@ -16,8 +16,6 @@ from featalign.errors import CorruptFile
 from featalign.report import Section, page, rich, write_page
 from featalign.report.page import json_text
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-browser_test = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian package 'chromium')")
 PAYLOADS = [
     "<img src=x onerror=__pwned=1>",
     "<!--<script>",
@@ -32,6 +30,7 @@ PAYLOADS = [
     "nul\0 and half a pair \ud800",
     "__proto__",
 ]
+PACKED = ("u8", "u16", "u32", "f32", "shards")  # numbers: text of cards lies in the table of strings
 FOREIGN = """[...document.querySelectorAll('*')].filter((e) => ['IMG', 'IFRAME', 'OBJECT'].includes(e.tagName) ||
     [...e.attributes].some((a) => a.name.startsWith('on') ||
         (/href|src|action/.test(a.name) && /javascript:/i.test(a.value)))).length"""
@@ -83,7 +82,7 @@ def diagnosed(data, tmp_path_factory):
 def frames_tampered(folder, to, order):
     """Every text in frames, facts, options and widgets becomes a payload, the same one wherever it stands."""
     kept, turn, known = (
-        {"inputs", "png", "kind", "basis", "stage", "measure", "study", "name", "metric"},
+        {"inputs", "png", "kind", "basis", "stage", "measure", "study", "name", "metric", *PACKED},
         itertools.cycle(order),
         {},
     )
@@ -103,15 +102,6 @@ def frames_tampered(folder, to, order):
     return to
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-        yield playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-
-
 def looked_at(chromium, path, bypass_csp):
     """Open a page, click everything, and return what it did and shows."""
     context = chromium.new_context(bypass_csp=bypass_csp)
@@ -122,8 +112,15 @@ def looked_at(chromium, path, bypass_csp):
     view.on("request", lambda request: requests.append(request.url))
     view.goto(path.as_uri())
     view.wait_for_function("document.querySelectorAll('.js-plotly-plot').length > 0")
-    for place in range(view.locator("[data-widget] > .tabs button").count()):
-        view.locator("[data-widget] > .tabs button").nth(place).click()
+    view.wait_for_selector(".features .feature")
+    for place in range(view.locator(".features .toggle").count()):
+        view.locator(".features .toggle").nth(place).click()
+        view.locator(".features .toggle").nth(place).click()
+    for place in range(min(4, view.locator(".features .row").count())):
+        view.locator(".features .row").nth(place).click()
+        view.wait_for_timeout(30)
+    for text in ("x", "<img", ""):
+        view.fill(".features .search", text)
     view.evaluate("document.querySelectorAll('main *').forEach((e) => e.dispatchEvent(new Event('mouseover')))")
     view.wait_for_timeout(100)
     found = {
@@ -150,7 +147,6 @@ def harmless(found, sections):
 
 
 @pytest.mark.browser
-@browser_test
 @pytest.mark.parametrize("bypass_csp", [True, False])
 def test_layer_names_on_the_compare_page(compared, chromium, bypass_csp):
     found = looked_at(chromium, compared / "report.html", bypass_csp)
@@ -160,7 +156,6 @@ def test_layer_names_on_the_compare_page(compared, chromium, bypass_csp):
 
 
 @pytest.mark.browser
-@browser_test
 @pytest.mark.parametrize("bypass_csp", [True, False])
 def test_layer_and_class_names_on_the_diagnosis_page(diagnosed, chromium, bypass_csp):
     found = looked_at(chromium, diagnosed / "report.html", bypass_csp)
@@ -169,7 +164,6 @@ def test_layer_and_class_names_on_the_diagnosis_page(diagnosed, chromium, bypass
 
 
 @pytest.mark.browser
-@browser_test
 @pytest.mark.parametrize("shift", (0, 6))
 def test_a_tampered_run_folder(compared, diagnosed, chromium, shift, tmp_path, monkeypatch):
     """Every text of a run folder, names of methods, clients and spaces: all payloads take turns."""
@@ -245,4 +239,9 @@ def test_markup_is_made_by_templates_alone():
             if path.suffix == ".html":
                 continue
             assert path.name == "page.py" or not re.search(r"rich\(\s*f[\"']", text), path
-    assert "innerHTML" not in (Path(fa.__file__).parent / "report" / "page.js").read_text(encoding="utf-8")
+    for path in (Path(fa.__file__).parent / "report").glob("*.js"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", text), (
+            path
+        )
+        assert len(text.splitlines()) < 400

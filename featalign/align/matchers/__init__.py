@@ -6,7 +6,7 @@
 ...     \"\"\"One line that tables show.\"\"\"
 """
 
-from featalign.align.matchers import components, features, identity, neurons, rotations, soft  # noqa: F401 - they register
+from featalign.align.matchers import cca, components, features, identity, neurons, rotations, soft  # noqa: F401 - they register
 from featalign.align.matchers.registry import MATCHERS, Matcher, align, matcher
 
 __all__ = ["MATCHERS", "Matcher", "align", "matcher"]

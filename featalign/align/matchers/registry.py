@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from featalign.align.heads import attention_layers, gauged_state, inner_map, match_heads, match_nested
-from featalign.align.maps import Alignment, SpaceMap
+from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
 from featalign.align.pair import Clients, Pair
-from featalign.align.weights import ROTATIONS, match_weights
+from featalign.align.weights import match_weights
 from featalign.errors import BadOption
 from featalign.options import bind_options
 from featalign.registry import Registry
@@ -74,7 +74,10 @@ def matcher(
     exact: bool = True,
     paired: bool = True,
 ) -> Callable[[Function], Function]:
-    """Register a function `Pair -> SpaceMap`; the first line of its docstring is its summary."""
+    """Register a function `Pair -> SpaceMap`; the first line of its docstring is its summary.
+
+    Raises `BadOption` for unknown `spaces`, `UnknownName` for a name that is taken.
+    """
     if spaces not in SPACES:
         raise BadOption(f"matcher '{name}': spaces='{spaces}'; choices: {', '.join(SPACES)}")
 

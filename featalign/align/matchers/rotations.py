@@ -20,7 +20,7 @@ def procrustes(pair: Pair, *, center: bool = False) -> SpaceMap:
     """
     moments = pair.stream_moments
     second = moments.covariance_ab
-    energy_a, energy_b = moments.covariance_aa.diagonal().sum(), moments.covariance_bb.diagonal().sum()
+    energy_a, energy_b = moments.variance_a.sum(), moments.variance_b.sum()
     if not center:
         second = second + torch.outer(moments.mean_a, moments.mean_b)
         energy_a, energy_b = energy_a + moments.mean_a.pow(2).sum(), energy_b + moments.mean_b.pow(2).sum()

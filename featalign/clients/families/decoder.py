@@ -53,11 +53,19 @@ class DecoderConfig(ModelConfig):
         return TrainConfig(**{**usual, **options})
 
     def module(self) -> nn.Module:
-        """A freshly initialised `HookedTransformer`: tokens `[N, context]` to logits `[N, context, vocabulary]`."""
+        """A freshly initialised `HookedTransformer`: tokens `[N, context]` to logits `[N, context, vocabulary]`.
+
+        Raises `BadOption` where TransformerLens is too new to have it.
+        """
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
-            from transformer_lens import HookedTransformer, HookedTransformerConfig
-
+            try:
+                from transformer_lens import HookedTransformer, HookedTransformerConfig
+            except ImportError as error:
+                raise BadOption(
+                    "model 'decoder' is a HookedTransformer, which this TransformerLens no longer has; "
+                    "pip install 'transformer-lens<4'"
+                ) from error
             return HookedTransformer(
                 HookedTransformerConfig(
                     n_layers=self.depth,

@@ -24,7 +24,8 @@ class VGGConfig(ModelConfig):
     Attributes:
         width: factor on all channel counts.
         batch_norm: batch normalisation after every convolution.
-        bias: whether convolutions and head have biases (never before a batch normalisation).
+        layer_norm: layer normalisation (over channels and positions) after every convolution.
+        bias: whether convolutions and head have biases (never before a normalisation).
         size: side of the square pictures in pixels; halvings that would go below one pixel are left out.
         channels, outputs: of the pictures and of the head.
         flat: inputs are flattened grey pictures `[N, size * size]`.
@@ -37,8 +38,11 @@ class VGGConfig(ModelConfig):
     channels: int = 3
     outputs: int = 10
     flat: bool = field(default=False, metadata=LATER)
+    layer_norm: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
+        if self.batch_norm and self.layer_norm:
+            raise BadOption("batch_norm and layer_norm; choose one normalisation")
         if min(int(self.width * size) for size in VGG11 if size) < 1 or self.outputs < 1:
             raise BadOption(f"width {self.width}, outputs {self.outputs}: VGG11 needs a channel and an output at least")
 
@@ -75,15 +79,18 @@ class VGG(nn.Module):
         for size in VGG11:
             if size == 0:
                 if side > 1:
-                    layers.append((f"pool{count}", nn.MaxPool2d(2)))
+                    # rounding up where the side is even lets coarser pictures through: their last pixel stays
+                    layers.append((f"pool{count}", nn.MaxPool2d(2, ceil_mode=side % 2 == 0)))
                     side //= 2
                 continue
             count += 1
             after = int(config.width * size)
-            bias = config.bias and not config.batch_norm
+            bias = config.bias and not (config.batch_norm or config.layer_norm)
             layers.append((f"conv{count}", nn.Conv2d(before, after, 3, padding=1, bias=bias)))
             if config.batch_norm:
                 layers.append((f"bn{count}", nn.BatchNorm2d(after)))
+            if config.layer_norm:
+                layers.append((f"ln{count}", nn.GroupNorm(1, after)))
             layers.append((f"act{count}", nn.ReLU()))
             before = after
         for name, layer in layers:

@@ -33,7 +33,8 @@ class Classification(Task):
     metrics: tuple[Metric, ...] = field(default=(Metric("accuracy", "%"), Metric("loss", "nats", False)), repr=False)
 
     name: ClassVar[str] = "classification"
-    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits")
+    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits", "cross-entropy")
+    fitted_heads: ClassVar[tuple[str, ...]] = ("cross-entropy",)
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
@@ -88,6 +89,10 @@ class Classification(Task):
         logits, labels = self._rows(outputs, targets)
         return F.cross_entropy(logits, labels, reduction="none")
 
+    def smoothed_loss(self, outputs: torch.Tensor, targets: Any, share: float) -> torch.Tensor:
+        logits, labels = self._rows(outputs, targets)
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=share)
+
     def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor]:
         logits, labels = self._rows(outputs, targets)
         return {
@@ -110,13 +115,24 @@ class Classification(Task):
     ) -> torch.Tensor:
         """`log-mixture`: log of the averaged softmax, clipped and centred over classes. `mean-logits`: their mean.
 
-        Averaged logits let a confident client that never saw a class veto it; averaged probabilities do not.
+        `cross-entropy` aims at the log-mixture too. Averaged logits let a confident client that never saw a class veto
+        it; averaged probabilities do not.
         """
         self.check_head(head)
         if head == "mean-logits":
             return average(outputs, weights)
         target = self.mixture(outputs, weights, counts).clamp_min(1e-30).log().clamp_min(FLOOR)
         return self._back(target - target.mean(-1, keepdim=True), outputs[0])
+
+    def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy to the target's softmax (of a single logit: to its probability)."""
+        if outputs.shape[-1] == 1:
+            return F.binary_cross_entropy_with_logits(outputs, target.sigmoid(), reduction="none").sum(-1)
+        return -(target.softmax(-1) * outputs.log_softmax(-1)).sum(-1)
+
+    def distance(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """One where the answer is another, else zero."""
+        return (self._logits(outputs).argmax(-1) != self._logits(wanted).argmax(-1)).double().flatten()
 
     def mixture(
         self, outputs: Sequence[torch.Tensor], weights: Sequence[float], counts: torch.Tensor | None = None
@@ -140,6 +156,10 @@ class Classification(Task):
             share = torch.where(total > 0, spoken / total.clamp_min(1e-300), share)  # a class nobody saw: as without
         mixed = torch.stack([w * z.double().softmax(-1) for w, z in zip(share, logits)]).sum(0)
         return mixed / mixed.sum(-1, keepdim=True)
+
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        """Kullback-Leibler divergence of the network's softmax from the ensemble's, in nats per row."""
+        return super().divergence(self._logits(outputs), self._logits(ensemble))
 
     def labels(self, targets: Any) -> torch.Tensor | None:
         found = self._labels(targets)

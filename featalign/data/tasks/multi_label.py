@@ -23,7 +23,8 @@ class MultiLabel(Task):
     metrics: tuple[Metric, ...] = field(default=(Metric("accuracy", "%"), Metric("loss", "nats", False)), repr=False)
 
     name: ClassVar[str] = "multi-label"
-    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits")
+    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits", "cross-entropy")
+    fitted_heads: ClassVar[tuple[str, ...]] = ("cross-entropy",)
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
@@ -80,6 +81,14 @@ class MultiLabel(Task):
             return average(outputs, weights)
         mixed = torch.stack([w * z.double().sigmoid() for w, z in zip(weights, outputs)]).sum(0)
         return torch.logit(mixed, eps=1e-6).clamp(FLOOR, -FLOOR)
+
+    def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy to the target's probabilities."""
+        return F.binary_cross_entropy_with_logits(outputs, target.sigmoid(), reduction="none").sum(-1)
+
+    def distance(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """One where the answer is another, else zero."""
+        return ((outputs > 0) != (wanted > 0)).double().flatten()
 
     def _numbers(self, targets: Any) -> torch.Tensor:
         found = numbers(targets, self.name)

@@ -27,7 +27,8 @@ class NextToken(Task):
     metrics: tuple[Metric, ...] = field(default=(Metric("loss", "nats", False), Metric("accuracy", "%")), repr=False)
 
     name: ClassVar[str] = "next-token"
-    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits")
+    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits", "cross-entropy")
+    fitted_heads: ClassVar[tuple[str, ...]] = ("cross-entropy",)
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
@@ -73,6 +74,9 @@ class NextToken(Task):
     def loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
         return Classification(ignore=self.ignore).loss(outputs, targets)
 
+    def smoothed_loss(self, outputs: torch.Tensor, targets: Any, share: float) -> torch.Tensor:
+        return Classification(ignore=self.ignore).smoothed_loss(outputs, targets, share)
+
     def score(self, outputs: torch.Tensor, targets: Any) -> Mapping[str, torch.Tensor]:
         return Classification(ignore=self.ignore).score(outputs, targets)
 
@@ -89,3 +93,9 @@ class NextToken(Task):
         head: str | None = None,
     ) -> torch.Tensor:
         return Classification().head_target(outputs, weights, counts, head)
+
+    def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
+        return Classification().divergence(outputs, ensemble)
+
+    def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return Classification().head_loss(outputs, target)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,12 +18,13 @@ from featalign.align.pool import select_columns
 from featalign.errors import BadOption
 from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
+from featalign.fuse.readout import readout_target
 from featalign.fuse.reduce import reduced
-from featalign.fuse.refit import readout_target
 from featalign.spaces import apply_nonlinearity
 from featalign.spaces.capture import units_last
 from featalign.spaces.graph import Layer, Site, Space, Symmetry
 
+LEANS = (0.0, 0.2, 0.4, 0.6)
 PreUnits = Callable[[Held, int, Space], torch.Tensor]
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
 
@@ -57,14 +58,15 @@ class Chosen:
         return rows, self.index[rows] - low
 
 
-@fusion_method("zip", basis="pool", needs=("reducible",), follows_mixing=True)
-def zip_neurons(problem: FusionProblem, *, lean: float = 0.0) -> Proposal:
+@fusion_method("zip", basis="pool", needs=("reducible",), follows_mixing=True, grid={"lean": LEANS})
+def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0) -> Proposal:
     """All clients side by side reduced to the original width: units and heads are picked, linear spaces projected.
 
     `lean` between 0 and 1 moves the room that the clients are given towards the reference: 0 shares it by the mixing
     weights, 1 keeps the reference's own units and directions. What the fused network outputs is asked for alike.
+    "auto" takes what comes nearest to the ensemble on a held-out part of the probe.
     """
-    if not 0 <= lean <= 1:
+    if lean == "auto" or not 0 <= lean <= 1:
         raise BadOption(f"lean = {lean}; give a number between 0 (room by the mixing weights) and 1 (the reference's)")
     room = tuple((1 - lean) * w + lean * (k == problem.reference) for k, w in enumerate(problem.mixing))
     maps, origins = reduced(problem, room)

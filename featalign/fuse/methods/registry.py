@@ -31,6 +31,8 @@ class Proposal:
             left out, and the alignments tell how the clients relate.
         statistics: whether those of the fused network are to be corrected by the parents'; units that come whole from
             one client bring their own.
+        complete: whether `module` is left as it is; else it takes the place of the rule's average, and repair and refit
+            follow.
     """
 
     alignments: tuple[Alignment, ...]
@@ -40,6 +42,7 @@ class Proposal:
     matches: Mapping[tuple[int, str], FeatureMatch] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Method:
         default: whether it runs when no methods are named.
         options: `{name: (type, default)}`.
         summary: one line for tables.
+        grid: candidates of the options that may be "auto".
     """
 
     function: Callable[..., Proposal]
@@ -67,6 +71,7 @@ class Method:
     default: bool
     options: Mapping[str, tuple[Any, Any]]
     summary: str
+    grid: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def stages(self) -> tuple[bool, ...]:
@@ -112,6 +117,7 @@ def fusion_method(
     follows_mixing: bool = False,
     exact: bool = True,
     default: bool = True,
+    grid: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> Callable[[Callable[..., Proposal]], Callable[..., Proposal]]:
     """Register a function `FusionProblem -> Proposal`; keyword-only parameters are its options.
 
@@ -126,7 +132,9 @@ def fusion_method(
         if name in METHODS:
             raise UnknownName(f"fusion method '{name}' is registered already")
         summary = (function.__doc__ or "").strip().splitlines()[0]
-        entry = Method(function, basis, refit, needs, follows_mixing, exact, default, options_of(function), summary)
+        entry = Method(
+            function, basis, refit, needs, follows_mixing, exact, default, options_of(function), summary, grid or {}
+        )
         METHODS.register(name)(entry)
         return function
 

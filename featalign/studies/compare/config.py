@@ -26,10 +26,14 @@ class CompareConfig:
         options: by method, options that differ from their defaults, such as `{"ot-acts": {"cost": "correlation"}}`.
         mixing: weight of the first client in the headline, the others sharing the rest; none means equal weights.
         curve: points of the mixing-weight curve; 0 leaves the curves out.
-        augment: recipe that extends the probe for the refit and the feature matching: shift-mix, gaussian or none.
+        augment: recipe that extends the probe for the refit and the feature matching: shift-mix, gaussian, blend of
+            the two, or none.
         augmented: number of inputs after augmentation.
-        head: target of the readout in the refit: one of the task's, none for the rule's, empty for the task's first.
+        head: target of the readout in the refit: one of the task's, none for the rule's, empty for what suits the
+            clients (`fuse.solve`).
         ridge: of the refit, relative to each Gram matrix.
+        head_ridge: of the refitted readout; none means what suits the task.
+        steps: of gradient descent on the ensemble's outputs, after the refit.
         architecture: of the dictionaries, a registered name.
         expansion: dictionary width as a multiple of the units; 0 means the default for the size.
         k: active latents per sample; 0 means the default for the width.
@@ -45,6 +49,8 @@ class CompareConfig:
     augmented: int = 10_000
     head: str = ""
     ridge: float = 1e-2
+    head_ridge: float | None = None
+    steps: int = 0
     architecture: str = "topk"
     expansion: float = 0.0
     k: float = 0.0
@@ -53,13 +59,14 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         typed.check(self)
-        for name, low in (("augmented", 1), ("curve", 0), ("expansion", 0), ("k", 0)):
+        for name, low in (("augmented", 1), ("curve", 0), ("steps", 0), ("expansion", 0), ("k", 0)):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
         if self.mixing is not None and not 0 <= self.mixing <= 1:
             raise BadOption(f"mixing = {self.mixing}; the weight of the first client lies between 0 and 1")
-        if self.ridge <= 0:
-            raise BadOption(f"ridge = {self.ridge}; give a number above 0")
+        for name in ("ridge", "head_ridge"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise BadOption(f"{name} = {value}; give a number above 0")
         for name, high in (("augmented", 10_000_000), ("curve", 1001), ("expansion", 1000), ("k", 10_000)):
             if getattr(self, name) > high:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at most {high}")
@@ -114,7 +121,7 @@ class RunConfig(CompareConfig):
         class_counts: let the mixture weigh clients by their label counts per class.
     """
 
-    augment: str = "shift-mix"
+    augment: str = "blend"
     dataset: str = "digits"
     folder: str = ""
     task: str | None = None

@@ -14,10 +14,11 @@ from featalign.align.feature import FeatureMatch, match_features
 from featalign.dictionaries.basis import Basis, NeuronBasis
 from featalign.errors import FeatalignError
 from featalign.fuse import METHODS, ledger
+from featalign.fuse.fates import fates
 from featalign.spaces import apply_nonlinearity
 from featalign.spaces.graph import Space
-from featalign.studies.compare.browser import Browser
-from featalign.studies.compare.rows import FeatureRow, LedgerRow, MatchRow, SpaceRow
+from featalign.studies.compare.features import Features
+from featalign.studies.compare.rows import FateRow, FeatureRow, LedgerRow, MatchRow, SpaceRow
 from featalign.studies.compare.trial import Trial
 
 SAMPLES = 4000  # rows of activations that the regime is measured on
@@ -32,7 +33,8 @@ def measure_spaces(trial: Trial, tokenizer: Any = None) -> None:
         trial.notes.append("the networks have no hidden space: there is nothing to align")
         return
     _ledgers(trial)
-    browser = Browser(trial, tokenizer)
+    _fates(trial)
+    features = Features(trial, tokenizer)
     for space in problem.graph.hidden:
         first = problem.graphs[0][space.name]
         row = SpaceRow(trial.seed, space.name, space.size, first.size, str(space.symmetry))
@@ -42,14 +44,14 @@ def measure_spaces(trial: Trial, tokenizer: Any = None) -> None:
             row = replace(row, note="it is seen only beside other hidden spaces, where samples do not correspond")
         else:
             try:
-                row = _space(trial, space, row, browser)
+                row = _space(trial, space, row, features)
             except FeatalignError as error:
                 row = replace(row, note=str(error))
         trial.add("spaces", row)
-    trial.browser = browser.content()
+    trial.browser = features.content()
 
 
-def _space(trial: Trial, space: Space, row: SpaceRow, browser: Browser) -> SpaceRow:
+def _space(trial: Trial, space: Space, row: SpaceRow, features: Features) -> SpaceRow:
     """Matches in both bases, the regime, and what units carry."""
     problem = trial.problem
     found = trial.trained.get("dictionaries", {}).get(space.name, {})
@@ -64,7 +66,7 @@ def _space(trial: Trial, space: Space, row: SpaceRow, browser: Browser) -> Space
             feature = pair.match
             _match(trial, space, "feature", feature)
             trial.add("features", *_features(trial.seed, space.name, feature))
-            browser.space(space, pair_bases, feature)
+            features.space(space, pair_bases, feature)
         except FeatalignError as error:
             note = f"features: {error}"
     pre, post, target = _rows(pair)
@@ -98,6 +100,18 @@ def _ledgers(trial: Trial) -> None:
             continue
         for space, kept in ledger(trial.problem, result.alignments).items():
             trial.add("ledger", LedgerRow(trial.seed, space, name, **kept))  # type: ignore[arg-type]
+
+
+def _fates(trial: Trial) -> None:
+    """What became of every client's features in every fused network; without dictionaries of all, nothing."""
+    for name, result in trial.results.items():
+        for found in fates(trial.problem, result.module, trial.problem.dictionaries):
+            row = FateRow(
+                trial.seed, found.space, name, trial.cohort.names[found.client], **found.counts(),
+                recovered=float(found.recovered.mean()) if len(found.recovered) else float("nan"),
+                threshold=found.threshold,
+            )  # fmt: skip
+            trial.add("fates", row)
 
 
 def _match(trial: Trial, space: Space, basis: str, match: FeatureMatch) -> None:

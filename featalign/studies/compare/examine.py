@@ -47,7 +47,7 @@ def examine(cohort: Cohort, config: CompareConfig, say: Say, tokenizer: Any = No
     for name, module in zip(cohort.names, cohort.modules):
         trial.score(f"client-{name}", "", "client", module, weight)
     if len(cohort) > 1:
-        for head in (None, *cohort.task.heads[1:]):
+        for head in (None, *cohort.task.head_targets[1:]):
             members = Ensemble(cohort.modules, problem.mixing, cohort.task, cohort.class_counts, head)
             trial.score("ensemble" if head is None else f"ensemble-{head}", "", "ensemble", members, weight)
     for name in [name for name in chosen if name not in trial.reasons]:
@@ -151,7 +151,10 @@ def run_method(trial: Trial, config: CompareConfig, name: str, say: Say) -> None
 
 def _solve(problem: FusionProblem, config: CompareConfig, name: str, refit: bool) -> FusionResult:
     options: Mapping[str, Any] = config.options.get(name, {})
-    return solve(problem, name, refit=refit, head=config.head or None, ridge=config.ridge, **options)
+    return solve(
+        problem, name, refit=refit, head=config.head or None, ridge=config.ridge, head_ridge=config.head_ridge,
+        steps=config.steps if refit else 0, **options,
+    )  # fmt: skip
 
 
 def _gain(fit: Any) -> tuple[float, float]:
@@ -162,5 +165,6 @@ def _dictionary_row(seed: int, client: str, space: str, dictionary: Dictionary) 
     facts, quality = dictionary.to_dict(), dictionary.quality
     measured = (quality.explained_variance, quality.l0, quality.dead_fraction) if quality else (float("nan"),) * 3
     return DictionaryRow(
-        seed, client, space, dictionary.architecture, facts["units"], dictionary.width, float(dictionary.k), *measured
-    )
+        seed, client, space, dictionary.architecture, facts["units"], dictionary.width, float(dictionary.k), *measured,
+        *((quality.trained_on, quality.capped_from) if quality else (0, 0)),
+    )  # fmt: skip

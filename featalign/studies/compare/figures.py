@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featalign.plots import compare as plots
+from featalign.plots import fusion
 from featalign.registry import Registry
 from featalign.studies.result import over_seeds
 
@@ -106,6 +107,13 @@ def correlations(result: CompareResult, space: str) -> Any:
     """Matched correlations against the null."""
     bases = bases_of(result, space)
     return plots.correlations(result.arrays, space, bases) if bases else None
+
+
+@figure("fates", section="Features of the clients in the fused networks")
+def fates(result: CompareResult) -> Any:
+    """What became of every client's features, summed over spaces, mean over seeds."""
+    frame = result.frames["fates"]
+    return None if frame.empty else fusion.fates(frame)
 
 
 @figure("polysemanticity", section="Polysemanticity")

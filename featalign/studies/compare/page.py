@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from featalign.fuse.fates import FATES
 from featalign.report.page import Section, page, paragraph, rich
 from featalign.studies.compare.figures import FIGURES, figures, spaces_of
 from featalign.studies.compare.words import by, distance, matched, shares, signed, value_of
@@ -33,7 +34,7 @@ def compare_page(result: CompareResult) -> str:
             )
         )
     sections += [_space(result, space) for space in spaces_of(result)]
-    sections += [_browser(result), _polysemanticity(result), _dictionaries(result), _clients(result)]
+    sections += [_fates(result), _browser(result), _polysemanticity(result), _dictionaries(result), _clients(result)]
     found = [section for section in sections if section is not None]
     _place(result, drawn, found)
     found += [_notes(result), _provenance(result)]
@@ -208,15 +209,34 @@ def _three(value: float) -> str:
 def _browser(result: CompareResult) -> Section | None:
     if "browser" not in result.widgets:
         return None
-    profile = ", its class profile" if result.widgets["browser"]["classes"] else ""
     words = (
-        "Click a pair of latents that the feature plan matched: the evaluation inputs that drive it most in each "
-        "client{}, its match score. Under <i>only in</i> are latents without a partner: what one client knows and the "
-        "other does not. Strongest latents first{}."
+        "Every latent of the first client and of the reference: the pairs that the feature plan matched, and what has "
+        "no partner above chance. Choose one for its card: the same evaluation inputs side by side, how often and how "
+        "strongly it fires, what it does to the outputs."
     )
-    first = "; first seed" if len(result.seeds) > 1 else ""
-    section = Section("Aligned-feature browser").text(rich(words, profile, first))
-    return section.widget("aligned-features", "browser", result.widgets["browser"])
+    first = " Of the first seed." if len(result.seeds) > 1 else ""
+    section = Section("Feature browser").text(words + first)
+    return section.widget("features", "browser", result.widgets["browser"])
+
+
+def _fates(result: CompareResult) -> Section | None:
+    frame = result.frames["fates"]
+    if frame.empty:
+        return None
+    section = Section("Features of the clients in the fused networks")
+    rows = []
+    for (name, client), group in frame.groupby(["row", "client"], sort=False):
+        counts = group[[*FATES]].sum()
+        shares = [f"{100 * counts[fate] / max(counts.sum(), 1):.1f}" for fate in FATES]
+        rows.append([name, client, int(counts.sum()), *shares, f"{group['recovered'].mean():.2f}"])
+    head = ["network", "client", "features", *(f"{fate}, %" for fate in FATES), "mean correlation"]
+    section.text(
+        "Fused activations are read linearly as each client's (fitted on one half of the probe, judged on the other) "
+        "and encoded with its own dictionary. Kept: the feature fires where it did. Merged: so does the feature of "
+        "another client that it is matched with. Absorbed, split: another feature, or several, fire in its place. "
+        "Lost: none does. All spaces and seeds together."
+    )
+    return section.table(head, rows, wide=True)
 
 
 def _polysemanticity(result: CompareResult) -> Section | None:
@@ -245,11 +265,22 @@ def _dictionaries(result: CompareResult) -> Section | None:
             [
                 client, space, architecture, f"{first['units']} → {first['width']}", f"{first['k']:g}",
                 with_spread(_three(variance), _three(std), count), f"{group['l0'].mean():.1f}",
-                f"{100 * group['dead_fraction'].mean():.1f}",
+                f"{100 * group['dead_fraction'].mean():.1f}", _budget(first),
             ]
         )  # fmt: skip
-    head = ["client", "space", "architecture", "width", "k", "explained variance", "L0", "dead, %"]
-    return Section("Dictionaries").text("Measured on held-out activations of the client's own data.").table(head, rows)
+    head = ["client", "space", "architecture", "width", "k", "explained variance", "L0", "dead, %", "rows per latent"]
+    words = (
+        "Measured on held-out activations of the client's own data. Rows per latent: training rows over latents; "
+        "capped where the data carry fewer latents than wanted, narrow where there are fewer than the layer has units."
+    )
+    return Section("Dictionaries").text(words).table(head, rows)
+
+
+def _budget(row: Any) -> str:
+    """Data behind a dictionary, in a cell."""
+    words = f"{row['trained_on'] / row['width']:.0f}" if row["trained_on"] else "–"
+    words += f", capped from {row['capped_from']}" if row["capped_from"] else ""
+    return words + (", narrow" if row["width"] < row["units"] else "")
 
 
 def _clients(result: CompareResult) -> Section | None:

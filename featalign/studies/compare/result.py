@@ -220,7 +220,7 @@ def _rows(trials: Sequence[Trial]) -> list[Row]:
             row = f"client-{name}"
             found[row] = Row(row, "client", "", "none", "one client alone", 0.0)
         if len(trial.cohort) > 1:
-            for head in (None, *trial.cohort.task.heads[1:]):
+            for head in (None, *trial.cohort.task.head_targets[1:]):
                 row = "ensemble" if head is None else f"ensemble-{head}"
                 how = "as the task does" if head is None else f"by {head}"
                 summary = f"all clients kept, outputs combined {how}"

@@ -174,6 +174,34 @@ class LedgerRow:
 
 
 @dataclass(frozen=True)
+class FateRow:
+    """What became of one client's features in one space of a fused network, by re-encoding (`fuse.fates`).
+
+    Attributes:
+        seed: the repetition.
+        space: its name.
+        row: of the table.
+        client: whose features.
+        kept, merged, absorbed, split, lost: how many of its latents fire again by themselves, together with their
+            partner of another client, through another latent, through several, or not at all.
+        recovered: mean correlation of a latent's code with its re-encoding.
+        threshold: correlation from which a feature counts as present.
+    """
+
+    seed: int
+    space: str
+    row: str
+    client: str
+    kept: int
+    merged: int
+    absorbed: int
+    split: int
+    lost: int
+    recovered: float
+    threshold: float
+
+
+@dataclass(frozen=True)
 class UnitRow:
     """A measure over the units or latents of one client in one space.
 
@@ -208,6 +236,8 @@ class DictionaryRow:
         architecture: registered name.
         units, width, k: units read, latents, and active latents per sample that were asked for.
         explained_variance, l0, dead_fraction: on held-out activations of the client's own data.
+        trained_on: rows of activations behind its training, 0 where that is not known.
+        capped_from: latents that were wanted before the data capped them, 0 where they were not capped.
     """
 
     seed: int
@@ -220,6 +250,8 @@ class DictionaryRow:
     explained_variance: float
     l0: float
     dead_fraction: float
+    trained_on: int = 0
+    capped_from: int = 0
 
 
 @dataclass(frozen=True)
@@ -270,6 +302,7 @@ FRAMES: dict[str, type] = {
     "spaces": SpaceRow,
     "matches": MatchRow,
     "ledger": LedgerRow,
+    "fates": FateRow,
     "units": UnitRow,
     "dictionaries": DictionaryRow,
     "features": FeatureRow,

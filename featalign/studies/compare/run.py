@@ -54,6 +54,7 @@ def compare(
     tokenizer: Any = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
+    base: nn.Module | None = None,
     device: str | None = None,
     out: Path | str | None = None,
     overwrite: bool = False,
@@ -70,10 +71,11 @@ def compare(
         methods: registered names; None means those that the modules allow and that are on by default.
         mixing: weight of the first client, the others sharing the rest; None means equal weights.
         data: per client, the inputs on which its dictionaries are trained; the probe when not given.
-        augment: recipe of the probe's extension: shift-mix for images, gaussian, or none.
+        augment: recipe of the probe's extension: blend or shift-mix for images, gaussian, or none.
         names: of the clients; A, B, ... when not given.
         class_counts: `[clients, classes]` label counts, if the server may know them.
         tokenizer: for probes given as strings; its `decode` puts text on the page.
+        base: the network that all clients were trained from, for methods that add up what each learned since.
         options: by method, such as `{"ot-acts": {"cost": "correlation"}}`.
         out: folder to write, page included; `overwrite` replaces a run that is there.
         settings: other fields of `CompareConfig`: head, ridge, curve, augmented, expansion, k, evidence, architecture.
@@ -92,7 +94,7 @@ def compare(
             cohort = Cohort.of(
                 modules, inputs, evaluate, task, data=data, names=names, class_counts=class_counts,
                 class_names=class_names, tokenizer=tokenizer, refit_inputs=_extended(inputs, config, seed), seed=seed,
-                device=device,
+                base=base, device=device,
             )  # fmt: skip
             trial = examine(cohort, config, bar.stage(seed), tokenizer)
         clients = [ClientRow(seed, name) for name in cohort.names]

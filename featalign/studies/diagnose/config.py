@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from featalign import options as typed
 from featalign.errors import BadOption
 
+MEASURED = 8000  # rows that measures are taken on
+
 
 @dataclass(frozen=True)
 class DiagnoseConfig:
@@ -22,6 +24,7 @@ class DiagnoseConfig:
         samples: inputs looked at.
         held_out: share of the inputs on which everything is measured and no dictionary is trained, where no inputs are
             given for that; 0 measures on the training inputs, and the page says so.
+        draws: of the control with shuffled weights, whose spread a difference from it must exceed.
         firing_rate: share of samples below which units and latents are left out of rankings and means.
         device: where the network runs, such as cuda; none leaves it where it is.
     """
@@ -34,12 +37,13 @@ class DiagnoseConfig:
     sweep_steps: int = 150
     samples: int = 12_000
     held_out: float = 0.2
+    draws: int = 3
     firing_rate: float = 0.002
     device: str | None = None
 
     def __post_init__(self) -> None:
         typed.check(self)
-        for name, low in (("width", 0), ("k", 0), ("steps", 0), ("sweep_steps", 0), ("samples", 1)):
+        for name, low in (("width", 0), ("k", 0), ("steps", 0), ("sweep_steps", 0), ("samples", 1), ("draws", 1)):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
         for name in ("held_out", "firing_rate"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,17 +23,17 @@ from featalign.dictionaries import (
     sweep,
     train_many,
 )
-from featalign.errors import FeatalignError, SpaceMismatch
+from featalign.errors import FeatalignError
 from featalign.measure import Score
 from featalign.measure.driving import driving_kinds, read_columns
 from featalign.studies.diagnose import verdicts
 from featalign.studies.diagnose.budget import Budget
-from featalign.studies.diagnose.config import DiagnoseConfig
+from featalign.studies.diagnose.config import MEASURED, DiagnoseConfig
 from featalign.studies.diagnose.controls import shuffled_samples
 from featalign.studies.diagnose.rows import DictionaryRow, FeatureRow, LayerRow, MeasureRow, SweepRow, UnitRow
-from featalign.studies.diagnose.verdicts import MODEL, RANDOM, RANDOM_WEIGHTS, SAMPLES, WEIGHTS
+from featalign.studies.diagnose.verdicts import DRAW, MODEL, RANDOM, RANDOM_WEIGHTS, SAMPLES, WEIGHTS
+from featalign.tracking import Log
 
-MEASURED = 8000  # rows that measures are taken on
 CLASS_ROWS = 6000
 DRIVEN = 256  # units whose driving inputs are looked at, those that carry the fewest features first
 logger = logging.getLogger(__name__)
@@ -50,7 +50,10 @@ class Layer:
         seen: what each held row saw of its input, and whether its columns mean something by themselves.
         measured_on: held-out, or training where no rows were held out.
         budget: of its dictionaries; given: a basis to diagnose instead of the first seed's.
-        bases: by network; seeds: of the model, one per seed; matches: of the first with each other.
+        place: what its dictionaries record of where they belong (`spaces.naming.provenance`).
+        log: receives the metrics of the model's dictionaries.
+        bases: by network; draws: of the second and later draws of shuffled weights; seeds: of the model, one per seed;
+            matches: of the first with each other.
         rows: of the frames.
     """
 
@@ -64,7 +67,10 @@ class Layer:
     config: DiagnoseConfig
     measured_on: str = "held-out"
     given: Basis | None = None
+    place: Mapping[str, Any] = field(default_factory=dict)
+    log: Log | None = None
     bases: dict[str, Any] = field(default_factory=dict)
+    draws: dict[str, Any] = field(default_factory=dict)
     seeds: list[Any] = field(default_factory=list)
     matches: list[Any] = field(default_factory=list)
     rows: dict[str, list[Any]] = field(default_factory=dict)
@@ -77,21 +83,21 @@ class Layer:
         """Train, measure, and say what follows."""
         again, control_again = self._train()
         table = {row.network: row for row in reversed(self.rows["dictionaries"])}
+        others = [row for row in self.rows["dictionaries"] if row.network == MODEL][1:]
+        table |= {f"{MODEL}, seed {row.seed}": row for row in others}
         acts = self.held[MODEL][:MEASURED]
         codes = self.bases[MODEL].encode(acts)
         rate, ranked = self._firing(acts)
         effective = self._effective(MODEL, acts, codes)
-        control, control_ranked = None, None
-        if WEIGHTS in self.bases:
-            other = self.held[WEIGHTS][:MEASURED]
-            control, control_ranked = self._effective(WEIGHTS, other), self._firing(other)[1]
+        controls = [self._control(name) for name in (WEIGHTS, *self.draws) if name in self.bases or name in self.draws]
+        control = controls[0][0] if controls else None
         varying = int((acts.std(0) > 1e-6).sum())
         verdict, score = verdicts.superposed(again, control_again, varying, table)
         self._measure("directions", score)
         own = effective[ranked & np.isfinite(effective)]
-        theirs = None if control is None else control[control_ranked & np.isfinite(control)]
+        theirs = [found for _, found in controls]
         training = verdicts.changed(own, theirs, table)
-        null = float("nan") if theirs is None or not len(theirs) else float(theirs.mean())
+        null = float(np.mean([part.mean() for part in theirs if len(part)])) if any(map(len, theirs)) else float("nan")
         self._measure("effective", measure.mean_score(own, null=null))
         kinds, columns = self._driving(acts, effective, ranked)
         unit_score, latent_score = self._classes(acts, codes)
@@ -102,12 +108,18 @@ class Layer:
             self.add("sweep", *self._sweep())
         whole = (effective[ranked], kinds[ranked], None if columns is None else columns[ranked])
         words = verdicts.meaning(*whole, table)
-        classes = verdicts.about_classes(latent_score, unit_score, training.answer, verdicts.readable(table, MODEL))
+        classes = verdicts.about_classes(latent_score, unit_score, training.answer, table)
         budget = self.budget.words(len(self.held[MODEL]))
         return LayerRow(
             self.name, self.units, varying, int(ranked.sum()), verdict.answer, training.answer, verdict.words,
             training.words, words, classes, budget,
         )  # fmt: skip
+
+    def _control(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Features of every unit in a draw of shuffled weights, and those of the ranked ones."""
+        acts = self.held[name][:MEASURED]
+        found, ranked = self._effective(name, acts), self._firing(acts)[1]
+        return found, found[ranked & np.isfinite(found)]
 
     def _train(self) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Dictionaries of the layer and of its controls; directions that seeds share, here and in the control."""
@@ -115,9 +127,14 @@ class Layer:
         shape: dict[str, Any] = {"width": self.budget.width, "k": self.budget.k, "steps": self.budget.steps}
         if self.given is not None:
             shape |= {"width": len(self.given.atoms), "k": _k_of(self.given, acts)}
-        facts = {"space": self.name, "client": MODEL}
+        facts = {"space": self.name, "client": MODEL, **self.place}
         trained, torn = _quiet(
-            train_many, [acts, shuffled_samples(acts)], seeds=config.seeds, metadata=[facts, facts], **shape
+            train_many,
+            [acts, shuffled_samples(acts)],
+            seeds=config.seeds,
+            metadata=[facts, {**facts, "client": SAMPLES}],
+            log=self.log,
+            **shape,
         )
         self.seeds = list(trained) if self.given is None else [self.given, *trained[1:]]
         for seed, basis in zip(config.seeds, self.seeds):
@@ -127,13 +144,14 @@ class Layer:
         found = _quiet(train_many, list(others.values()), seeds=config.seeds[:1], **shape) if others else []
         self.bases = {MODEL: self.seeds[0]}
         for name, (basis,) in zip(others, found):
-            self.bases[name] = basis
+            (self.draws if name.startswith(DRAW) else self.bases)[name] = basis
             self._dictionary(name, config.seeds[0], basis)
         for name, network in ((RANDOM, MODEL), (RANDOM_WEIGHTS, WEIGHTS)):
             if network == MODEL or network in self.bases:
                 self.bases[name] = random_dictionary(self.train[network], shape["width"], shape["k"])
                 self._dictionary(name, 0, self.bases[name])
-        self._dictionary(SAMPLES, config.seeds[0], torn[0])
+        for seed, basis in zip(config.seeds, torn[:2]):
+            self._dictionary(SAMPLES, seed, basis)
         if len(self.seeds) < 2:
             return None, None
         self._agreement()
@@ -183,7 +201,7 @@ class Layer:
         return rate, rate >= max(self.config.firing_rate, 3 / len(acts))
 
     def _effective(self, network: str, acts: torch.Tensor, codes: torch.Tensor | None = None) -> np.ndarray:
-        basis = self.bases[network]
+        basis = self.draws[network] if network in self.draws else self.bases[network]
         found = measure.effective_features_per_unit(basis.encode(acts) if codes is None else codes, basis.atoms)
         found[acts.std(0) < 1e-6] = float("nan")
         return found.numpy()
@@ -295,18 +313,6 @@ def quality_of(basis: Basis, train: torch.Tensor, held: torch.Tensor) -> Quality
     dead = float((basis.encode(every) == 0).all(0).double().mean())
     variance = measure.explained_variance(held, basis.decode(codes).to(held))
     return Quality(variance, float((codes != 0).double().sum(1).mean()), dead, len(every), len(held))
-
-
-def check_given(name: str, units: int, basis: Basis) -> Basis:
-    """A basis given for a layer; raises `SpaceMismatch` for one of another space or one that reads pre-activations."""
-    if basis.atoms.shape[1] != units:
-        whose = getattr(basis, "metadata", {}).get("space", "?")
-        raise SpaceMismatch(
-            f"dictionary of space '{whose}' writes {basis.atoms.shape[1]} units, space '{name}' has {units}"
-        )
-    if getattr(basis, "reads", "post") != "post":
-        raise SpaceMismatch(f"dictionary of space '{name}' is a transcoder; pass one that reads and writes one place")
-    return replace(basis, quality=None) if isinstance(basis, Dictionary) else basis
 
 
 def _k_of(basis: Basis, acts: torch.Tensor) -> float:

@@ -8,6 +8,7 @@ import pandas as pd
 
 from featalign.data.task import TASKS, Metric
 from featalign.report.page import Section, page, paragraph, rich
+from featalign.studies.diagnose.config import MEASURED
 from featalign.studies.result import config_dict
 
 if TYPE_CHECKING:
@@ -141,12 +142,15 @@ def _verdicts(result: DiagnoseResult) -> Section:
 def _browser(result: DiagnoseResult) -> Section:
     content = result.widgets["browser"]
     words = (
-        "The units that carry most features (by exp(H), explained with each layer) and the features they carry. Click "
-        "a unit to see its features, a feature to see the units it lives on. Inputs are those that drive it most; for "
-        "features also inputs at the quartiles of their firing, where the label of a feature must still hold. Cards "
-        f"look through {result.facts['inputs_of_cards']} inputs, those that dictionaries were trained on included."
+        "Every unit and every feature of the dictionary. A unit is linked to the features that make up its variance: "
+        "matched where it is one and the feature lives on this unit alone, split where the unit carries several, "
+        "merged where the feature is spread over several units. Under “show” also the features that the dictionary of "
+        "another seed, or another network, has as well. Units are read by how far they are above their median. Cards "
+        f"look through {result.facts['inputs_of_cards']} inputs"
     )
-    return Section("Units and features").text(words).widget("units-and-features", "diagnosis", content)
+    if result.facts["network_saw_held_out"] != "no":
+        words += ", those that dictionaries were trained on included"
+    return Section("Units and features").text(f"{words}.").widget("features", "diagnosis", content)
 
 
 def _measures(result: DiagnoseResult, layer: str, section: Section) -> None:
@@ -160,7 +164,8 @@ def _measures(result: DiagnoseResult, layer: str, section: Section) -> None:
         mark = "" if row["evidence"] or null == "–" else "No evidence: the interval covers the null. "
         rows.append([label, f"{row['value']:.2f}", interval, null, row["count"], mark + meaning])
     words = (
-        "Interval: 95 % bootstrap over the items behind a value (units, latents, samples or classes). Null: what the "
+        f"On at most {MEASURED} rows. Interval: 95 % bootstrap over the items behind a value (units, latents, samples "
+        "or classes). Null: what the "
         "same gives where there is nothing to find."
     )
     section.text(words).table(["measure", "value", "interval", "null", "items", "what it is"], rows, wide=True)
@@ -234,8 +239,9 @@ def _limits(result: DiagnoseResult) -> Section:
         "always reach a layer through one unit look like one feature. Monosemantic is therefore said only of units "
         "whose driving inputs are of one kind: one significant direction of the inputs, weighed by the unit's "
         "activation (spike-triggered covariance). Where rows of activations tell no input that is not measured.",
-        "The control with shuffled weights keeps the data's own structure and the scale of the weights; batch "
-        "statistics are estimated again on the data. Differences from it are what training did. Shuffling each unit's "
+        "Controls with shuffled weights keep the data's own structure and the scale of the weights; batch "
+        "statistics are estimated again on the data. Differences from all draws are what training did. Shuffling each "
+        "unit's "
         "samples keeps what units do alone; what is lost is what they do together.",
         "Partners on the cards are the best correlated latents of other dictionaries on the same inputs; a tie is "
         "within .01. The class effect is the mean change of each output when the latent is taken out where it fires.",

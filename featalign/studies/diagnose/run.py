@@ -16,20 +16,24 @@ from featalign import storage
 from featalign.clients.cohort import Cohort
 from featalign.data.inputs import Inputs
 from featalign.data.task import Task, labels_of
-from featalign.dictionaries import as_basis
+from featalign.dictionaries import Dictionary, as_basis
 from featalign.dictionaries.preflight import inspect
 from featalign.errors import FeatalignError, ProbeError, TaskError
 from featalign.spaces.graph import Space
+from featalign.spaces.naming import provenance
 from featalign.spaces.splice import splice
 from featalign.studies.diagnose.budget import Budget
 from featalign.studies.diagnose.cards import Cards
 from featalign.studies.diagnose.config import DiagnoseConfig, DiagnoseRunConfig
 from featalign.studies.diagnose.controls import shuffled_weights
-from featalign.studies.diagnose.layer import Layer, check_given
-from featalign.studies.diagnose.reading import ROWS, Reading, embedded, read
+from featalign.studies.diagnose.layer import Layer
+from featalign.studies.diagnose.places import check_bases, chosen_spaces
 from featalign.studies.diagnose.result import DiagnoseResult
 from featalign.studies.diagnose.rows import FunctionRow, LayerRow
-from featalign.studies.diagnose.verdicts import MODEL, WEIGHTS
+from featalign.studies.diagnose.seen import embedded
+from featalign.studies.diagnose.verdicts import DRAW, MODEL, WEIGHTS
+from featalign.studies.features.reading import ROWS, Reading, read
+from featalign.tracking import Log
 
 FEWEST = 40  # inputs below which nothing is worth starting
 SPLICED = 2000  # inputs that loss recovered is measured on
@@ -52,6 +56,7 @@ def diagnose(
     out: Path | str | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    log: Log | None = None,
     **settings: Any,
 ) -> DiagnoseResult:
     """Diagnose every hidden layer of a network: is it superposed, did training change it, what do units carry?
@@ -60,8 +65,10 @@ def diagnose(
         model: a trained module: classifier, language model, regressor, per-position model.
         data: inputs, or `(inputs, targets)`, whatever `data.Inputs` reads; dictionaries are trained on them.
         task: a `Task` or a registered name; None is read off outputs and targets.
-        spaces: names of hidden spaces; all that can be read by default.
-        dictionaries: bases to diagnose instead of the first seed's, by space (ours, folders, sae-lens's).
+        spaces: hidden spaces as tracing names them, hook names (`blocks.0.hook_resid_post`) or module paths
+            (`fa.spaces.sites`); by default all spaces that can be read, and the places of `dictionaries`.
+        dictionaries: bases to diagnose instead of the first seed's, by the same names (ours, folders, sae-lens's,
+            `release/sae_id`).
         partners: other clients of the same architecture, whose matching features appear on the cards.
         seeds: of the dictionaries; two at least, so that their agreement is measured.
         evaluate: inputs (with targets) that the network was not trained on: everything is measured there. Without
@@ -69,7 +76,9 @@ def diagnose(
             known.
         tokenizer: for data given as strings; its `decode` puts text on the page.
         out: folder to write, page included.
-        settings: other fields of `DiagnoseConfig`: width, k, steps, sweep_steps, samples, held_out, firing_rate.
+        log: receives the metrics of the dictionaries as they are trained, `log(metrics, step)` (see `fa.tracking`).
+        settings: other fields of `DiagnoseConfig`: width, k, steps, sweep_steps, samples, held_out, draws,
+            firing_rate.
 
     Controls: the same network with the entries of each weight tensor shuffled (batch statistics estimated again), the
     same layer with each unit's samples shuffled, random directions. Raises `DictionaryError` in seconds where the data
@@ -86,7 +95,7 @@ def diagnose(
         facts = {"title": title, "network_saw_held_out": "no" if held is not None else "unknown"}
         result = _diagnose(
             [model, *(partners or {}).values()], [MODEL, *(partners or {})], source, held, task, class_names,
-            dictionaries or {}, config, facts, tokenizer, progress,
+            dictionaries or {}, config, facts, tokenizer, progress, log,
         )  # fmt: skip
         if out is not None:
             result.save(out, overwrite)
@@ -133,30 +142,33 @@ def _diagnose(
     facts: Mapping[str, Any],
     tokenizer: Any,
     progress: bool,
+    log: Log | None = None,
 ) -> DiagnoseResult:
     from tqdm.auto import tqdm
 
     if len(source) < FEWEST:
         raise ProbeError(f"{len(source)} inputs; a diagnosis needs at least {FEWEST} to train and to hold out")
+    looked = source if held is None else held
     source, held = _split(source, held, config)
     cohort, notes = _cohort(networks, names, source, held, task, class_names, tokenizer, config)
-    chosen, skipped = _chosen(cohort, config)
     bases = {name: as_basis(basis) for name, basis in dictionaries.items()}
-    for name, basis in bases.items():
-        check_given(name, cohort.graphs[0][name].size, basis)
+    chosen, skipped = chosen_spaces(cohort, config.spaces, tuple(bases))
+    check_bases(cohort, bases)
     budgets = _budgets(cohort, chosen, source, config, bases, skipped)
-    every = {MODEL: cohort.modules[0], WEIGHTS: shuffled_weights(cohort.modules[0], source)}
+    every = {MODEL: cohort.modules[0]}
+    for draw in range(config.draws):
+        every[f"{DRAW}{draw + 1}" if draw else WEIGHTS] = shuffled_weights(cohort.modules[0], source, draw)
     every |= dict(zip(cohort.names[1:], cohort.modules[1:]))
     chosen = [space for space in chosen if space.name in budgets]
     sites = [space.after for space in chosen]
     train = read(every, source, sites)
     same = held is source
     seen = train if same else read(every, held, sites, seed=1)
-    cards = Cards(cohort, source, held, train, seen, tokenizer)
+    cards = Cards(cohort, looked, seen, tokenizer)
     frames: dict[str, Any] = {}
     shown: dict[str, Any] = {}
     for space in tqdm(chosen, disable=not progress, desc="layers"):
-        layer = _layer(cohort, space, train, seen, held, budgets[space.name], config, same, bases.get(space.name))
+        layer = _layer(cohort, space, train, seen, held, budgets[space.name], config, same, bases.get(space.name), log)
         frames.setdefault("layers", []).append(layer.examine())
         for name, rows in layer.rows.items():
             frames.setdefault(name, []).extend(rows)
@@ -170,7 +182,7 @@ def _diagnose(
         "task": cohort.task.name,
         "inputs": len(source),
         "held_out": 0 if same else len(held),
-        "inputs_of_cards": cards.count,
+        "inputs_of_cards": len(cards.inputs),
         "partners": list(names[1:]),
         "notes": list(dict.fromkeys([*notes, *cohort.notes])),
     }
@@ -199,7 +211,7 @@ def _cohort(
 ) -> tuple[Cohort, list[str]]:
     """The cohort, with evaluation data where the task finds something to compare outputs with."""
     options: dict[str, Any] = {
-        "names": names, "class_names": class_names, "tokenizer": tokenizer, "device": config.device,
+        "names": names, "class_names": class_names, "tokenizer": tokenizer, "device": config.device, "read_only": True,
     }  # fmt: skip
     example = held.example()
     if example.targets is None and example.tokens is None and task is None:
@@ -210,24 +222,6 @@ def _cohort(
         if task is not None or example.targets is not None:
             raise
         return Cohort.of(networks, source, None, "regression", **options), [f"nothing is scored: {error}"]
-
-
-def _chosen(cohort: Cohort, config: DiagnoseConfig) -> tuple[list[Space], list[LayerRow]]:
-    """Spaces to diagnose, and rows of those that cannot be read; raises where one of these was asked for."""
-    graph = cohort.graphs[0]
-    wanted = [graph[name] for name in config.spaces] or list(graph.hidden)
-    if not wanted:
-        raise ProbeError("the network has no hidden space that is understood: there is nothing to diagnose")
-    chosen, skipped = [], []
-    for space in wanted:
-        if config.spaces or (space.pre is not None and space.pre.paired):
-            assert space.before
-            chosen.append(space)
-        elif space.pre is None:
-            skipped.append(LayerRow(space.name, space.size, note="it is seen at no module's input or output"))
-        else:
-            skipped.append(LayerRow(space.name, space.size, note="it is seen only beside other hidden spaces"))
-    return chosen, skipped
 
 
 def _budgets(
@@ -243,6 +237,8 @@ def _budgets(
     failed: FeatalignError | None = None
     few = source.subset(slice(0, min(64, len(source))))
     sample = read({MODEL: cohort.modules[0]}, few, [space.after for space in chosen])
+    if chosen and not any(sample.total.values()):
+        raise ProbeError("attention_mask leaves no token of the inputs: there is nothing to diagnose; check the masks")
     for space in chosen:
         rows = min(ROWS, round(sample.total[space.after] / len(few) * len(source)))
         own = config
@@ -277,15 +273,17 @@ def _layer(
     config: DiagnoseConfig,
     same: bool,
     given: Any,
+    log: Log | None = None,
 ) -> Layer:
     site = space.after
     origins = seen.origins[site]
     labels = labels_of(cohort.task, held)
+    bare = replace(given, quality=None) if isinstance(given, Dictionary) else given  # measured here, on these data
     labels = labels[origins[:, 0]] if labels is not None and origins is not None else None
     return Layer(
         space.name, space.size, {name: rows[site] for name, rows in train.rows.items()},
         {name: rows[site] for name, rows in seen.rows.items()}, labels, embedded(held, origins), budget, config,
-        "training" if same else "held-out", given,
+        "training" if same else "held-out", bare, provenance(cohort.modules[0], site, held), log,
     )  # fmt: skip
 
 

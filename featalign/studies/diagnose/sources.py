@@ -18,6 +18,7 @@ from featalign.data.inputs import Inputs
 from featalign.data.task import Task
 from featalign.errors import ArchitectureMismatch, BadOption
 from featalign.studies.diagnose.config import DiagnoseRunConfig
+from featalign.studies.language import language_model, lines_of
 
 
 @dataclass
@@ -126,18 +127,9 @@ def _fill(network: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -
 
 def _transformers(path: Path, config: DiagnoseRunConfig) -> Source:
     """A Hugging Face folder with its tokenizer, on the lines of a text file."""
-    import transformers
-
     if not config.texts:
         raise BadOption(f"'{path}' is a language model; give its inputs with --texts FILE, one text per line")
-    network = transformers.AutoModel.from_pretrained(path, local_files_only=True)
-    settings = storage.read_json(path / "config.json")
-    kind = getattr(transformers, (settings.get("architectures") or [""])[0], None)
-    if kind is not None:
-        network = kind.from_pretrained(path, local_files_only=True)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    lines = [line for line in storage.files.read_text(config.texts).splitlines() if line.strip()]
-    data = Inputs.of(lines, tokenizer=tokenizer)
+    network, tokenizer = language_model(path)
+    data = Inputs.of(lines_of(config.texts), tokenizer=tokenizer)
     return Source(path.name, {path.name: network}, data, None, tokenizer=tokenizer,
                   facts={"network_saw_held_out": "unknown"})  # fmt: skip

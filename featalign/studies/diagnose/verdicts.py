@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ LEAST = 1.25  # ratio to the control below which a difference is a tie: two draw
 SAME = 0.8  # cosine from which a direction of one seed is found again in another
 SLACK = 1.25  # latents per unit that superposition needs to show itself
 MODEL, WEIGHTS, SAMPLES = "model", "shuffled weights", "shuffled samples"
+DRAW = "shuffled weights, draw "  # names of the second and later draws
 RANDOM, RANDOM_WEIGHTS = "random directions", "random directions, shuffled weights"
 
 
@@ -69,7 +70,8 @@ def superposed(
     null = float(control.mean()) * len(control) / max(varying, 1)
     low, high = (scale * bound for bound in score.interval)
     score = Score(scale * score.value, null, (low, high), score.coverage, score.count)
-    stands = quality_words(dictionaries, (MODEL, RANDOM, SAMPLES))
+    seeds = tuple(name for name in dictionaries if name.startswith(f"{MODEL}, seed"))
+    stands = quality_words(dictionaries, (MODEL, *seeds, RANDOM, SAMPLES))
     if own.width < SLACK * varying:
         words = (
             f"Superposed: cannot be told with {own.width} latents for {varying} units that vary; it takes at least "
@@ -90,9 +92,15 @@ def superposed(
     return Verdict("no", f"Superposed: no evidence, {why}. {facts}"), score
 
 
-def changed(effective: np.ndarray, control: np.ndarray | None, dictionaries: Mapping[str, DictionaryRow]) -> Verdict:
-    """Do units carry another number of features than in the network with shuffled weights?"""
-    if control is None or WEIGHTS not in dictionaries:
+def changed(
+    effective: np.ndarray, controls: Sequence[np.ndarray], dictionaries: Mapping[str, DictionaryRow]
+) -> Verdict:
+    """Do units carry another number of features than in networks with shuffled weights?
+
+    Args:
+        effective: features of each ranked unit; controls: the same, one array for each draw of shuffled weights.
+    """
+    if not controls or WEIGHTS not in dictionaries:
         return Verdict("unknown", "Changed by training: unknown, for the layer is dead when weights are shuffled.")
     stands = quality_words(dictionaries, (MODEL, WEIGHTS, RANDOM))
     for name in (MODEL, WEIGHTS):
@@ -101,14 +109,23 @@ def changed(effective: np.ndarray, control: np.ndarray | None, dictionaries: Map
             return Verdict(
                 "unknown", f"Changed by training: unknown, the dictionary of {which} cannot be read ({stands})."
             )
-    if min(len(effective), len(control)) < 2:
+    if min(len(effective), *map(len, controls)) < 2:
         return Verdict("unknown", f"Changed by training: unknown, fewer than two units fire often enough ({stands}).")
-    mean, other = float(effective.mean()), float(control.mean())
-    facts = f"a unit carries {mean:.1f} features on average, {other:.1f} with shuffled weights ({stands})."
-    if apart(effective, control) and not 1 / LEAST < mean / other < LEAST:
-        word = "more" if mean > other else "fewer"
+    mean, others = float(effective.mean()), [float(control.mean()) for control in controls]
+    low, high = min(others), max(others)
+    spread = f" ({len(others)} draws, {low:.1f} to {high:.1f})" if len(others) > 1 else ""
+    facts = (
+        f"a unit carries {mean:.1f} features on average, {sum(others) / len(others):.1f} with shuffled weights{spread} "
+        f"({stands})."
+    )
+    beyond = mean > LEAST * high or LEAST * mean < low
+    if beyond and all(apart(effective, control) for control in controls):
+        word = "more" if mean > high else "fewer"
         return Verdict("yes", f"Changed by training: yes, units carry {word} features than without it: {facts}")
-    return Verdict("no", f"Changed by training: no evidence, a tie (less than a quarter apart, or by chance): {facts}")
+    return Verdict(
+        "no",
+        f"Changed by training: no evidence, a tie (less than a quarter from one of the draws, or by chance): {facts}",
+    )
 
 
 def meaning(
@@ -122,7 +139,10 @@ def meaning(
     if len(effective) == 0:
         return "Units: none fires often enough to be ranked."
     if not readable(dictionaries, MODEL):
-        return "Units: what they carry cannot be read, for the dictionary is no better than random directions."
+        stands = quality_words(dictionaries, (MODEL, RANDOM))
+        return (
+            f"Units: what they carry cannot be read, for the dictionary is no better than random directions ({stands})."
+        )
     many = int((effective >= 2).sum())
     known = np.isfinite(kinds)
     single = (effective < 1.5) & known & (kinds < 1.5)
@@ -138,15 +158,18 @@ def meaning(
     return f"{words} ({quality_words(dictionaries, (MODEL, RANDOM))})."
 
 
-def about_classes(latents: Score | None, units: Score | None, changed_by_training: str, readable_here: bool) -> str:
+def about_classes(
+    latents: Score | None, units: Score | None, changed_by_training: str, dictionaries: Mapping[str, DictionaryRow]
+) -> str:
     """Whether latents are about classes, against shuffled labels and without learning."""
     if latents is None or units is None:
         return "Classes: not measured, for the task gives no class per input."
-    if not readable_here:
-        return "Classes: no evidence, for the dictionary is no better than random directions."
+    stands = quality_words(dictionaries, (MODEL, RANDOM))
+    if not readable(dictionaries, MODEL):
+        return f"Classes: no evidence, for the dictionary is no better than random directions ({stands})."
     figures = (
         f"selectivity of latents {latents.value:.2f} (shuffled labels {latents.null:.2f}), of units {units.value:.2f} "
-        f"({units.null:.2f})"
+        f"({units.null:.2f}; {stands})"
     )
     if not latents.evidence or latents.value <= latents.null:
         return f"Classes: no evidence that latents select classes: {figures}."
@@ -165,6 +188,7 @@ def quality_words(dictionaries: Mapping[str, DictionaryRow], names: tuple[str, .
     """The explained variance of the dictionaries that a sentence rests on."""
     labels = {MODEL: "its dictionary", RANDOM: "random directions", WEIGHTS: "that of shuffled weights"}
     labels |= {SAMPLES: "that of shuffled samples"}
+    labels |= {name: f"that of {name.removeprefix(f'{MODEL}, ')}" for name in names if name not in labels}
     parts = [
         f"{labels[name]} {100 * dictionaries[name].explained_variance:.0f} %" for name in names if name in dictionaries
     ]

@@ -17,6 +17,7 @@ from featalign.storage.folders import MARKER
 from featalign.studies.federate.config import FederateConfig
 from featalign.studies.federate.result import FederateResult
 from featalign.studies.result import CONFIG, config_dict
+from featalign.tracking import Log, prefixed
 
 CHECKPOINTS = "checkpoints"
 
@@ -26,6 +27,7 @@ def federate(
     out: Path | str | None = None,
     resume: bool = False,
     progress: bool = True,
+    log: Log | None = None,
 ) -> FederateResult:
     """Federated rounds on a data set, one run for each entry of `config.runs`.
 
@@ -33,6 +35,7 @@ def federate(
         config: None takes the one in `out`, to go on from.
         out: folder of the configuration, of every round as it is complete, and of results and page at the end.
         resume: go on from the last complete round of every run in `out`.
+        log: receives every round's row, `log(metrics, round)`, with the run's name before each metric.
 
     Raises `FolderExists` for a folder that holds anything and is not to be resumed, `BadOption` before any work for
     settings that do not go together.
@@ -57,7 +60,7 @@ def federate(
             if folder is not None:
                 place = open_folder(folder / CHECKPOINTS / storage.safe_name(name), server, resume=True)
                 engine.controls = restore(place, server)
-            found[name] = drive(server, engine, config.each[name].rounds, place, progress)
+            found[name] = drive(server, engine, config.each[name].rounds, place, progress, prefixed(log, name))
         result = FederateResult.gather(config, found, federation.task.metric)
         if folder is not None:
             result.write(folder)

@@ -1,0 +1,5 @@
+"""`python -m featalign`: the command line."""
+
+from featalign.cli import main
+
+main()

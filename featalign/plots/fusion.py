@@ -1,0 +1,60 @@
+"""Figures of fused networks: methods side by side on several pairs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from featalign.plots.style import ACCENT, CATEGORIES, FEATURE, NEURON, NULL, REFERENCE, styled
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STAGES = (("fused", "fused", NEURON), ("refit", "fused and refitted", ACCENT))
+
+FATES = {"kept": NEURON, "merged": FEATURE, "absorbed": ACCENT, "split": CATEGORIES[-1], "lost": NULL}
+
+
+def methods_table(frame: pd.DataFrame) -> go.Figure:
+    """A panel per pair of networks: every method before and after the refit, clients and ensemble as lines.
+
+    `frame`: pair, method, stage, metric, value, std (over seeds, NaN for one).
+    """
+    pairs = list(dict.fromkeys(frame["pair"]))
+    methods = [name for name in dict.fromkeys(frame["method"]) if name]
+    figure = make_subplots(rows=1, cols=len(pairs), subplot_titles=pairs, shared_yaxes=True)
+    for column, pair in enumerate(pairs, start=1):
+        own = frame[frame["pair"] == pair]
+        for stage, name, colour in STAGES:
+            found = own[own["stage"] == stage].set_index("method").reindex(methods)
+            figure.add_bar(
+                y=methods, x=found["value"], error_x={"type": "data", "array": found["std"].fillna(0)}, name=name,
+                orientation="h", marker={"color": colour}, showlegend=column == 1, row=1, col=column,
+            )  # fmt: skip
+        for stage, colour in (("client", NULL), ("ensemble", REFERENCE)):
+            for value in own[own["stage"] == stage]["value"]:
+                figure.add_vline(x=value, line={"color": colour, "dash": "dot"}, row=1, col=column)
+        figure.update_xaxes(title_text=str(own["metric"].iloc[0]), row=1, col=column)
+    figure.update_layout(barmode="group")
+    return styled(
+        figure, "Fused networks by method (lines: clients and their ensemble)", "", "", 200 + 26 * len(methods)
+    )
+
+
+def fates(frame: pd.DataFrame) -> go.Figure:
+    """Share of each client's features by what became of them, a stacked bar per fused network and client.
+
+    `frame`: seed, space, row, client and a count per fate; counts are summed over spaces and seeds.
+    """
+    counts = frame.groupby(["row", "client"], sort=False)[list(FATES)].sum()
+    shares = counts.div(counts.sum(1).clip(lower=1), axis=0)
+    labels = [[row for row, _ in shares.index], [client for _, client in shares.index]]
+    figure = go.Figure()
+    for name, colour in FATES.items():
+        figure.add_bar(y=labels, x=shares[name], name=name, orientation="h", marker={"color": colour})
+    figure.update_layout(barmode="stack")
+    figure.update_yaxes(autorange="reversed")
+    title = "What became of the clients' features"
+    return styled(figure, title, "share of the features that fire", "", 180 + 24 * len(shares))
