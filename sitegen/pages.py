@@ -24,7 +24,7 @@ def navigation(written: set[str], generated: dict[str, str]) -> list[dict[str, o
         ("Start", ["index.md", "tutorial.md", "gallery.md", "glossary.md", "prior-work.md"]),
         ("Verbs", ["compare.md", "match.md", "diagnose.md", "fuse.md", "federated.md", "toy.md", "bench.md"]),
         ("Methods", sorted((p for p in generated if p.startswith("methods/")), key=lambda p: p != "methods/index.md")),
-        ("Your own", ["data.md", "own.md", "contributing.md"]),
+        ("Your own", ["data.md", "places.md", "own.md", "contributing.md"]),
         ("Theory", ["superposition.md", "fusion.md", "theory.md", "certificates.md", "bibliography.md"]),
         ("Results", ["measured.md", "vision.md", "paper.md"]),
         ("Reference", ["commands.md", "results.md", *sorted(p for p in generated if p.startswith("schemas/"))]),

@@ -33,7 +33,8 @@ from featalign.transport.codes import cosine_blocks, nearest_in
 
 GEOMETRIES = ("auto", "cosine", "gromov")
 LARGEST = 640  # atoms up to which Gram matrices are matched: the work grows with the cube
-RELATED = 5.0  # times the pairs expected by chance that must beat it, or the bases look unrelated
+RELATED = 0.1  # share of the latents that must find a partner beyond chance, or the bases look unrelated
+GRAM_DRAWS = 3  # of random directions, for the null of Gram matrices
 
 
 class MatchWarning(UserWarning):
@@ -46,7 +47,7 @@ def by_geometry(
     """Put latents in correspondence by their atoms `a [F_a, n]`, `b [F_b, m]`; also returns what was compared.
 
     `geometry`: 'cosine' of decoder directions (one ancestry), 'gromov' of their Gram matrices, or 'auto': cosines
-    where the spaces have one width and more pairs beat the null than chance lets through, else Gram matrices. Null of
+    where the spaces have one width and a tenth of the latents find a partner beyond chance, else Gram matrices. Null of
     cosines: the atoms of B rotated at random, which keeps all angles between them; of Gram matrices: random directions
     in place of B. Norms do not matter: folding thresholds or gains into the decoders (Balagansky et al. 2024,
     arXiv:2410.07656) changes no direction. Warns (`MatchWarning`) that no inputs were seen, and where the bases look
@@ -64,28 +65,27 @@ def by_geometry(
     small = max(len(left), len(right)) <= LARGEST
     if geometry == "cosine" or (geometry == "auto" and same):
         found = _by_cosine(left, right, rule, seed)
-        if geometry == "cosine" or _related(found, rule) or not small:
-            return _told(found, "cosine", rule), "cosine"
+        if geometry == "cosine" or _related(found) or not small:
+            return _told(found, "cosine"), "cosine"
     if not small:
         raise BadOption(
             f"{len(left)} and {len(right)} atoms of unrelated bases: Gram matrices are matched up to {LARGEST}; give "
             "inputs that both clients can read"
         )
-    return _told(_by_gram(left, right, rule, seed), "gromov", rule), "gromov"
+    return _told(_by_gram(left, right, rule, seed), "gromov"), "gromov"
 
 
-def _related(found: Correspondence, rule: Rule) -> bool:
-    expected = (1 - rule.quantile) * min(len(side) for side in found.levels)
-    return len(found.links) >= max(3.0, RELATED * expected)
+def _related(found: Correspondence) -> bool:
+    return len({link.a for link in found.links}) >= RELATED * min(len(side) for side in found.levels)
 
 
-def _told(found: Correspondence, how: str, rule: Rule) -> Correspondence:
+def _told(found: Correspondence, how: str) -> Correspondence:
     what = {
         "cosine": "decoder directions, which mean one thing only for clients of one ancestry",
         "gromov": "Gram matrices of the decoders, which tell features apart only where their angles differ",
     }[how]
     warnings.warn(f"no inputs: latents are compared by the {what}", MatchWarning, stacklevel=4)
-    if not _related(found, rule):
+    if not _related(found):
         size = min(len(side) for side in found.levels)
         warnings.warn(
             f"the bases look unrelated: {len(found.links)} of {size} latents find a partner that beats the null; give "
@@ -136,9 +136,10 @@ def _alive(a: np.ndarray, b: np.ndarray) -> Sides:
 
 def _by_gram(a: np.ndarray, b: np.ndarray, rule: Rule, seed: int) -> Correspondence:
     plan, pairs, scores = _gram_pairs(a, b)
-    noise = np.random.default_rng(seed).standard_normal(b.shape)
-    _, null_pairs, null_scores = _gram_pairs(a, noise)
-    level = float(np.quantile(null_scores, rule.quantile)) if len(null_scores) else 0.0
+    rng = np.random.default_rng(seed)
+    draws = [_gram_pairs(a, rng.standard_normal(b.shape)) for _ in range(GRAM_DRAWS)]
+    level = float(np.quantile(np.concatenate([each for _, _, each in draws]), rule.quantile))
+    _, null_pairs, null_scores = draws[0]
     kept = scores > max(level, rule.minimum)
     links = [Link(int(i), int(j)) for i, j in pairs[kept]]
     near, chance = (_scored(p, s, (len(a), len(b))) for p, s in ((pairs, scores), (null_pairs, null_scores)))

@@ -14,6 +14,7 @@ from featalign.federated.federation import Federation
 from featalign.federated.fusing import Fusing
 from featalign.federated.local import ALGORITHMS, Local, update
 from featalign.federated.messages import KINDS, Failure, Order, Report
+from featalign.federated.partitioned import partitioned
 from featalign.federated.result import FederatedResult
 from featalign.federated.rounds import InProcess, drive, run
 from featalign.federated.select import SELECTIONS, Presence, of_law
@@ -45,6 +46,7 @@ __all__ = [
     "drive",
     "moment_refit",
     "of_law",
+    "partitioned",
     "run",
     "update",
 ]

@@ -87,13 +87,15 @@ function groupOf(items, i) {
   return kind === DEAD ? "dead" : ["matched", "split", "merged"][kind] || "matched";
 }
 function groupsOf(view, data) {
+  if (view.groups) return view.groups;
   const items = itemsOf(view), counts = {}, name = (block) => data.content.clients[block.client];
   for (let i = 0; i < items.count; i++) counts[groupOf(items, i)] = (counts[groupOf(items, i)] || 0) + 1;
   const words = {
     matched: "matched", split: "split", merged: "merged", "own-a": view.b ? "only in " + name(view.a) : "active",
     "own-b": view.b ? "only in " + name(view.b) : "", dead: "silent",
   };
-  return Object.keys(words).filter((key) => counts[key]).map((key) => [key, words[key], counts[key]]);
+  view.groups = Object.keys(words).filter((key) => counts[key]).map((key) => [key, words[key], counts[key]]);
+  return view.groups;
 }
 
 const SORTS = [["score", "score"], ["density", "density"], ["energy", "energy"], ["max", "maximum"], ["kind", "kind"], ["latent", "number"]];
@@ -120,17 +122,22 @@ function chosenItems(data, view, state) {
   const keys = new Float64Array(items.count);
   found.forEach((i) => {
     const key = measureOf(view, state.sort, i);
-    keys[i] = Number.isFinite(key) ? key : -1e300;
+    keys[i] = numbered(view, i, state.query) ? Infinity : Number.isFinite(key) ? key : -1e300;
   });
-  return found.sort((p, q) => keys[q] - keys[p] || p - q);
+  return found.sort((p, q) => (keys[q] > keys[p]) - (keys[q] < keys[p]) || p - q);
 }
 
-// A search finds words (of the contexts, or columns), names of classes, and numbers of latents.
+// A search finds words (of the contexts, or columns), names of classes, and numbers of latents, these first.
+const numberIn = (query) => (/^\s*#?\d+\s*$/.test(query) ? Number(query.replace("#", "")) : -1);
+function numbered(view, i, query) {
+  const number = numberIn(query), items = itemsOf(view);
+  return number >= 0 && (items.a[i] === number || items.b[i] === number);
+}
 function searched(data, query) {
   const text = query.trim().toLowerCase();
   if (!text) return () => true;
   const { strings, classes } = data.content;
-  const words = new Uint8Array(strings.length), number = /^#?\d+$/.test(text) ? Number(text.replace("#", "")) : -1;
+  const words = new Uint8Array(strings.length), number = numberIn(query);
   strings.forEach((string, k) => { words[k] = k && string.toLowerCase().includes(text) ? 1 : 0; });
   const named = classes.map((name) => String(name).toLowerCase().includes(text));
   const found = (block, latent) => {

@@ -160,6 +160,6 @@ def _exists(module: nn.Module, path: str) -> bool:
 
 
 def _unknown(module: nn.Module, name: str) -> str:
-    known = [*hooks_of(module), *(path for path, _ in module.named_modules() if path)]
+    known = list(dict.fromkeys((*hooks_of(module), *(path for path, _ in module.named_modules() if path))))
     near = difflib.get_close_matches(name, known, 4, 0.3) or known[:5]
     return f"no site '{name}' in a {type(module).__name__}; near it: {', '.join(near) or 'none'}"

@@ -77,6 +77,8 @@ def splice(
     for _, held in stream(model, source, [site]):
         total = total + held[site].double().sum(0)
         count += len(held[site])
+    if not count:
+        raise ProbeError(f"attention_mask leaves no token at '{site}': nothing can be replaced; check the masks")
     mean = total / count
     runs: dict[str, Edit | None] = {
         "": None,

@@ -69,6 +69,8 @@ class StudyResult:
         arrays: what figures need and no table holds.
         widgets: plain data of the page's interactive parts.
         folder: where it was saved or loaded from.
+        split: whether `save` puts what the feature browser shows into files beside the page, so that the page of some
+            ten thousand features stays small.
     """
 
     kind: ClassVar[str] = ""
@@ -81,6 +83,7 @@ class StudyResult:
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     widgets: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
+    split: bool = False
 
     def __post_init__(self) -> None:
         for name, row in self.rows.items():
@@ -134,7 +137,21 @@ class StudyResult:
             storage.save_tensors(folder / ARRAYS, tensors)
         if self.widgets:
             storage.write_json(folder / WIDGETS, self.widgets)
-        write_page(folder / PAGE, self.page())
+        write_page(folder / PAGE, self._split_page(folder) if self.split else self.page())
+
+    def _split_page(self, folder: Path) -> str:
+        """The page whose widgets read files beside it, which are written."""
+        from featalign.report.pack import split
+
+        whole = self.widgets
+        self.widgets = {
+            name: split(content, folder, f"report-{name}") if "shards" in content else content
+            for name, content in whole.items()
+        }
+        try:
+            return self.page()
+        finally:
+            self.widgets = whole
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -3,12 +3,13 @@
 import contextlib
 import io
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from featalign import dictionaries as fd
-from featalign.errors import SpaceMismatch
+from featalign.errors import DictionaryError, ProbeError, SpaceMismatch
 from featalign.spaces import ActivationStore, check_hook, collect, resolve_site, splice
 from featalign.spaces.naming import provenance
 from tests.compare.networks import NETWORKS, hooked, tokens
@@ -55,3 +56,36 @@ def test_a_dictionary_of_a_store_knows_its_place_and_is_refused_elsewhere(tmp_pa
     check_hook(module, "blocks.0.hook_resid_post", found.metadata, 24, 24)
     with pytest.raises(SpaceMismatch, match=r"does not fit 'blocks\.1\.hook_resid_post'"):
         check_hook(module, "blocks.1.hook_resid_post", found.metadata, 24, 24)
+
+
+def test_masks_that_leave_nothing_are_told_in_one_line():
+    import featalign as fa
+
+    module = NETWORKS["gpt2"]().make(0)
+    nothing = {"input_ids": tokens(50), "attention_mask": torch.zeros(50, 7, dtype=torch.long)}
+    with pytest.raises(ProbeError, match="attention_mask leaves no token") as error:
+        splice(module, "blocks.0.hook_resid_post", lambda rows: rows, nothing)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ProbeError, match="attention_mask leaves no token"):
+        fa.diagnose(module, nothing, spaces=["blocks.0.hook_resid_post"], progress=False)
+
+
+def test_a_living_sae_of_unknown_normalisation_is_refused_in_one_line():
+    class Odd:
+        W_dec = torch.eye(4)
+        cfg = SimpleNamespace(
+            to_dict=lambda: {
+                "architecture": "standard", "d_in": 4, "d_sae": 4, "dtype": "float32", "normalize_activations": "magic",
+                "sae_lens_version": "6.20.0",
+            }
+        )  # fmt: skip
+
+        def state_dict(self):
+            square = torch.eye(4)
+            return {"W_enc": square, "W_dec": square, "b_enc": torch.zeros(4), "b_dec": torch.zeros(4)}
+
+        encode = decode = lambda self, x: x
+
+    with pytest.raises(DictionaryError, match="normalisation 'magic' is not one of") as error:
+        fd.as_basis(Odd())
+    assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ from flwr.clientapp import ClientApp
 
 from featalign.clients import evaluate, train
 from featalign.errors import BadOption
-from featalign.federated import ClientWarning, Federation, Fusing, Local, Settings, run
+from featalign.federated import ClientWarning, Federation, Fusing, Local, Settings, partitioned, run
 from featalign.federated.flower import FeatureAlign, GridEngine, LocalGrid, client_app, server_app
 from tests.federated.conftest import blobs, small
 
@@ -24,6 +24,7 @@ FUSE = ("ot-acts", {"refit": True})
         {},
         {"fuse": FUSE},
         {"fuse": ("vanilla", {"refit": "moments"})},
+        {"fuse": ("vanilla", {"calibrate": "masked"})},
         {"local": Local("scaffold")},
         {"select": ("k-of-n", {"k": 2}), "weigh": ("fedavot", {})},
     ],
@@ -139,3 +140,46 @@ def test_a_node_that_fails_is_a_failure_and_a_missing_client_an_error():
     assert found[0].rows["rounds"][0].reported == 3
     with pytest.raises(BadOption, match="client 'E' is no node"):
         GridEngine(LocalGrid(client_app(lambda context: small()), 4)).require(["A", "E"])
+
+
+@pytest.mark.slow
+def test_flowers_simulation_on_ray_gives_the_figures_of_the_process():
+    pytest.importorskip("ray", reason="Ray is not installed (pip install 'flwr[simulation]')")
+    from flwr.simulation import run_simulation
+
+    fuse = ("vanilla", {"refit": "moments", "calibrate": True})
+    here, found = run(small(3), 2, progress=False, fuse=fuse), []
+    app = server_app(lambda context, sizes: small(3), Settings(fuse=Fusing.of(fuse)), 2, found.append)
+    one = {"init_args": {"num_cpus": 1, "include_dashboard": False}, "client_resources": {"num_cpus": 1}}
+    run_simulation(app, client_app(lambda context: small(3)), 3, backend_config=one)
+    for name, frame in here.figures_only().items():
+        pd.testing.assert_frame_equal(frame, found[0].figures_only()[name])
+    for name, value in here.module.state_dict().items():
+        assert torch.equal(value, found[0].module.state_dict()[name])
+
+
+class Halves:
+    """A partitioner as flwr-datasets has them: rows of a table, dealt in turn."""
+
+    num_partitions = 2
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def load_partition(self, partition_id):
+        return self.rows[partition_id :: self.num_partitions]
+
+
+@pytest.mark.parametrize("columns", [{}, {"inputs": "image", "targets": "label"}])
+def test_a_flower_partitioner_deals_a_federation(columns):
+    x, y = blobs(1, 60)[0]
+    rows = [{"image": row.reshape(2, 3).numpy(), "label": int(label)} for row, label in zip(x, y)]
+    parts = partitioned(Halves(rows), **columns)
+    assert [len(labels) for _, labels in parts] == [30, 30] and parts[0][0].shape == (30, 2, 3)
+    assert torch.allclose(parts[1][0].flatten(1), x[1::2]) and torch.equal(parts[1][1], y[1::2])
+    flat = [(inputs.flatten(1), labels) for inputs, labels in parts]
+    assert run(Federation.gather(flat, small().make(0)), 1, progress=False).rows["rounds"][0].reported == 2
+    with pytest.raises(BadOption, match="no column 'pixels'; columns: image, label"):
+        partitioned(Halves(rows), inputs="pixels")
+    with pytest.raises(BadOption, match="load_partition and num_partitions"):
+        partitioned([x, y])

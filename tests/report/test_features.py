@@ -116,7 +116,7 @@ def test_search_by_number_word_and_class_and_ranges(view):
     everything = shown(view)
     view.fill(".search", "7")
     titles = [row.text_content() for row in view.query_selector_all(".features .row .name")]
-    assert any(title in ("A 7 ↔ B 7", "B 7 ↔ A 7") for title in titles)
+    assert titles[0] == "A 7 ↔ B 7" and len(titles) > 1
     view.fill(".search", "ship")
     some = shown(view)
     assert 0 < some < everything
@@ -226,7 +226,7 @@ def test_data_that_cannot_be_read_are_said_in_one_line(chromium, tmp_path):
 
 def test_the_same_browser_in_a_notebook(chromium, monkeypatch, tmp_path):
     fake = types.ModuleType("anywidget")
-    fake.AnyWidget = type("AnyWidget", (), {"__init__": lambda self, **values: vars(self).update(values)})
+    fake.AnyWidget = type("AnyWidget", (pytest.importorskip("traitlets").HasTraits,), {})
     monkeypatch.setitem(sys.modules, "anywidget", fake)
     widget = feature_browser(synthetic(SHARD))
     assert widget._esm == script_of("widget.js") and styles("features.css") == widget._css and widget.content["pairs"]

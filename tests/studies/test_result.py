@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import featalign as fa
-from featalign.errors import CorruptFile
+from featalign.errors import BadOption, CorruptFile
 from featalign.studies.result import (
     STUDIES,
     StudyResult,
@@ -156,3 +156,13 @@ def test_every_study_that_comes_along_is_published():
     for kind in kinds:
         result_class(kind)
     assert kinds and set(kinds) == {path.stem for path in SCHEMAS.glob("*.json")} and set(kinds) <= set(STUDIES)
+
+
+def test_what_a_browser_shows_can_lie_beside_the_page(tmp_path):
+    content = {"shards": ["abc", "def"], "strings": [""]}
+    result = Dice(DiceConfig(), {}, widgets={"browser": content, "w": [1]}, split=True)
+    result.save(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run" / "report-browser").iterdir()) == ["0.js", "1.js"]
+    assert result.widgets["browser"] == content and fa.load(tmp_path / "run").widgets["browser"] == content
+    with pytest.raises(BadOption, match="no features to browse"):
+        Dice(DiceConfig(), {}).browser()

@@ -11,14 +11,15 @@ from featalign.errors import BadOption, SpaceMismatch
 from featalign.spaces.graph import Symmetry
 
 
-@matcher("cca-merge", needs=("equal-widths",), default=False)
+@matcher("cca-merge", needs=("equal-widths",), default=False, exact=False)
 def cca_merge(pair: Pair, *, gamma: float = 1e-4) -> SpaceMap:
     """Invertible maps of every space, ReLU layers too, between canonical directions of the two clients.
 
     `O = S_bb^(1/2) V U^T S_aa^(-1/2)` with `S_aa^(-1/2) S_ab S_bb^(-1/2) = U s V^T`, and `R` its inverse: directions
-    are identified however weakly they correlate. `gamma` is added to both covariances, relative to their mean
-    variance. Linear spaces alone by the same rule: `cca`. Source: Horoi et al. 2024, "Harmony in diversity: merging
-    neural networks with canonical correlation analysis", section 4.
+    are identified however weakly they correlate. `gamma` is added to both covariances, relative to their mean variance.
+    Where units vary in fewer directions than they are many, the rest of the map is undetermined. `cca` is the same rule
+    for linear spaces alone. Source: Horoi et al. 2024, "Harmony in diversity: merging neural networks with canonical
+    correlation analysis", section 4.
     """
     if gamma <= 0:
         raise BadOption(f"gamma = {gamma} of 'cca-merge'; give a number above 0, relative to the mean variance")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
+from torch import nn
 
 from featalign.align.heads import attention_layers
 from featalign.align.maps import SpaceMap
@@ -48,35 +49,32 @@ def zipped(
 
     What a merged group has in common with another is the least that its members have, times `repeat`. A group belongs
     to the client of its first unit, as in the published code; a client's groups are merged with each other at most
-    `within` times its units.
+    `within` times its units, and beyond that only where nothing else is left (a client wider than the result).
     """
     similarity = correlation.clone().fill_diagonal_(-torch.inf)
     clients = torch.cat([torch.full((high - low,), k) for k, (low, high) in enumerate(pairwise(edges))])
     budget = [int(within * (high - low)) for low, high in pairwise(edges)]
-    for k, left in enumerate(budget):
-        if left == 0:
-            similarity[(clients == k)[:, None] & (clients == k)] = -torch.inf
     labels = torch.arange(len(similarity))
     for _ in range(len(similarity) - size):
-        kept, gone = sorted(divmod(int(similarity.argmax()), len(similarity)))
+        spent = torch.tensor([left <= 0 for left in budget])[clients]
+        barred = (clients[:, None] == clients) & spent
+        open_pairs = similarity.masked_fill(barred, -torch.inf)
+        if not bool(torch.isfinite(open_pairs).any()):
+            open_pairs = similarity
+        kept, gone = sorted(divmod(int(open_pairs.argmax()), len(similarity)))
         least = repeat * torch.minimum(similarity[kept], similarity[gone])
         least[kept] = -torch.inf
         similarity[kept], similarity[:, kept] = least, least
         similarity[gone], similarity[:, gone] = -torch.inf, -torch.inf
         labels[labels == gone] = kept
-        if clients[kept] == clients[gone]:
-            mine = int(clients[kept])
-            budget[mine] -= 1
-            if budget[mine] == 0:
-                similarity[(clients == mine)[:, None] & (clients == mine)] = -torch.inf
-        clients[gone] = -1
+        budget[int(clients[kept])] -= int(clients[kept] == clients[gone])
     return torch.unique(labels, return_inverse=True)[1]
 
 
 def _side_by_side(problem: FusionProblem, space: Space) -> tuple[SpaceMap, ...]:
     """Maps that give every client its own part of a wider space."""
     attention = {s.name for layer in attention_layers(problem.graph) for s in (layer.heads, *layer.inner)}
-    if space.name in attention or space.symmetry is Symmetry.ORTHOGONAL:
+    if space.name in attention or space.symmetry is Symmetry.ORTHOGONAL or _normalised(problem, space):
         raise BadOption(
             f"partial zip keeps space '{space.name}' apart, which attention or a norm would mix again; zip all of it "
             "(partial=1) or fewer of the last spaces"
@@ -88,3 +86,10 @@ def _side_by_side(problem: FusionProblem, space: Space) -> tuple[SpaceMap, ...]:
         place[low:high] = torch.eye(high - low, dtype=torch.float64)
         maps.append(SpaceMap(place / weight if weight > 0 else 0 * place, place.T.contiguous(), Symmetry.LINEAR))
     return tuple(maps)
+
+
+def _normalised(problem: FusionProblem, space: Space) -> bool:
+    """Whether a norm takes its statistics over the units of the space."""
+    client = problem.clients[problem.reference]
+    owners = {axis.parameter.rpartition(".")[0] for axis in (*space.scales, *space.writers)}
+    return any(isinstance(client.get_submodule(name), (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)) for name in owners)

@@ -165,5 +165,6 @@ def _dictionary_row(seed: int, client: str, space: str, dictionary: Dictionary) 
     facts, quality = dictionary.to_dict(), dictionary.quality
     measured = (quality.explained_variance, quality.l0, quality.dead_fraction) if quality else (float("nan"),) * 3
     return DictionaryRow(
-        seed, client, space, dictionary.architecture, facts["units"], dictionary.width, float(dictionary.k), *measured
-    )
+        seed, client, space, dictionary.architecture, facts["units"], dictionary.width, float(dictionary.k), *measured,
+        *((quality.trained_on, quality.capped_from) if quality else (0, 0)),
+    )  # fmt: skip

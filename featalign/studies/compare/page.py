@@ -265,11 +265,22 @@ def _dictionaries(result: CompareResult) -> Section | None:
             [
                 client, space, architecture, f"{first['units']} → {first['width']}", f"{first['k']:g}",
                 with_spread(_three(variance), _three(std), count), f"{group['l0'].mean():.1f}",
-                f"{100 * group['dead_fraction'].mean():.1f}",
+                f"{100 * group['dead_fraction'].mean():.1f}", _budget(first),
             ]
         )  # fmt: skip
-    head = ["client", "space", "architecture", "width", "k", "explained variance", "L0", "dead, %"]
-    return Section("Dictionaries").text("Measured on held-out activations of the client's own data.").table(head, rows)
+    head = ["client", "space", "architecture", "width", "k", "explained variance", "L0", "dead, %", "rows per latent"]
+    words = (
+        "Measured on held-out activations of the client's own data. Rows per latent: training rows over latents; "
+        "capped where the data carry fewer latents than wanted, narrow where there are fewer than the layer has units."
+    )
+    return Section("Dictionaries").text(words).table(head, rows)
+
+
+def _budget(row: Any) -> str:
+    """Data behind a dictionary, in a cell."""
+    words = f"{row['trained_on'] / row['width']:.0f}" if row["trained_on"] else "–"
+    words += f", capped from {row['capped_from']}" if row["capped_from"] else ""
+    return words + (", narrow" if row["width"] < row["units"] else "")
 
 
 def _clients(result: CompareResult) -> Section | None:

@@ -236,6 +236,8 @@ class DictionaryRow:
         architecture: registered name.
         units, width, k: units read, latents, and active latents per sample that were asked for.
         explained_variance, l0, dead_fraction: on held-out activations of the client's own data.
+        trained_on: rows of activations behind its training, 0 where that is not known.
+        capped_from: latents that were wanted before the data capped them, 0 where they were not capped.
     """
 
     seed: int
@@ -248,6 +250,8 @@ class DictionaryRow:
     explained_variance: float
     l0: float
     dead_fraction: float
+    trained_on: int = 0
+    capped_from: int = 0
 
 
 @dataclass(frozen=True)

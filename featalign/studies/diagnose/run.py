@@ -237,6 +237,8 @@ def _budgets(
     failed: FeatalignError | None = None
     few = source.subset(slice(0, min(64, len(source))))
     sample = read({MODEL: cohort.modules[0]}, few, [space.after for space in chosen])
+    if chosen and not any(sample.total.values()):
+        raise ProbeError("attention_mask leaves no token of the inputs: there is nothing to diagnose; check the masks")
     for space in chosen:
         rows = min(ROWS, round(sample.total[space.after] / len(few) * len(source)))
         own = config
