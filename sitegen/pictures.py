@@ -1,12 +1,14 @@
 """Two small pictures of every method: what fused units take from planted twins, what a fused toy model answers.
 
-`python -m sitegen.pictures` draws those of every method into `docs/methods/`; building the site draws what is missing.
+`python -m sitegen.pictures [NAME...]` draws those of every method, or of some, into `docs/methods/`; building the site
+draws what is missing.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,14 +154,15 @@ def heatmap(panels: Sequence[torch.Tensor], title: str) -> str:
     return f"{head}<title>{title}</title>{''.join(parts)}</svg>"
 
 
-def write_all() -> None:
-    """Draw every method anew."""
-    from featalign.fuse import METHODS
-
-    for file, picture in draw(METHODS.names()).items():
+def write(names: Sequence[str]) -> None:
+    """Draw methods and note that they were tried."""
+    for file, picture in draw(names).items():
         (FOLDER / file).write_text(picture, encoding="utf-8")
-    TRIED.write_text(json.dumps(sorted(METHODS.names()), indent=1) + "\n")
+    before = json.loads(TRIED.read_text()) if TRIED.exists() else []
+    TRIED.write_text(json.dumps(sorted({*before, *names}), indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    write_all()
+    from featalign.fuse import METHODS
+
+    write(sys.argv[1:] or METHODS.names())

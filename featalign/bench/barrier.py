@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from featalign.studies.compare.result import CompareResult
 
-METHODS = ("vanilla", "ot-acts", "procrustes", "procrustes-wts", "feature-project", "sinkhorn", "zip")
+METHODS = ("vanilla", "ot-acts", "procrustes", "procrustes-wts", "feature-project", "sinkhorn", "learned", "zip")
 
 
 def barrier(

@@ -147,14 +147,15 @@ def bench_vision(
 def bench_barrier(
     pair: str = typer.Option("editions", help="editions (modern against First Folio spelling) or seeds."),
     steps: int = typer.Option(1000, help="Training steps of each transformer."),
+    method: list[str] = typer.Option(None, metavar="NAME", help="Registered methods.  [default: a selection]"),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the curves here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Loss between two character transformers, by the basis in which their weights are interpolated."""
-    from featalign.bench.barrier import barrier, barriers, curves, parents
+    from featalign.bench.barrier import METHODS, barrier, barriers, curves, parents
 
-    result = barrier(pair, steps=steps, progress=not quiet)
+    result = barrier(pair, method or METHODS, steps=steps, progress=not quiet)
     if figure is not None:
         from featalign.plots.networks import barrier_curves
 

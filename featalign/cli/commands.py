@@ -159,7 +159,9 @@ def diagnose_command(
     run_folder: Path = typer.Option(None, "--run", metavar="DIR", help="Diagnose the first client of a compare run."),
     dataset: str = typer.Option(None, help="Where inputs and targets come from.  [default: digits]"),
     texts: Path = typer.Option(None, metavar="FILE", help="Inputs of a language model, one text per line."),
-    spaces: str = typer.Option(None, help="Hidden spaces separated by commas.  [default: all]"),
+    spaces: str = typer.Option(
+        None, help="Hidden spaces, hook names or module paths, by commas.  [default: all spaces]"
+    ),
     width: int = typer.Option(None, help="Latents of the dictionaries.  [default: by size, capped by the data]"),
     seeds: int = typer.Option(
         None,

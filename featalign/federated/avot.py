@@ -6,6 +6,7 @@ model, and the server averages. With users alike any convex weights work; here r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from featalign.data import load
 from featalign.errors import BadOption
-from featalign.federated.avot_problems import Objective, linear_regression, softmax_regression
+from featalign.federated.avot_problems import Objective, linear_regression, mlp_classification, softmax_regression
 from featalign.federated.select import Presence, groups, restricted
 from featalign.transport import AvotWeights
 
@@ -25,6 +26,11 @@ RULES = {
     "horvitz_thompson": "Horvitz-Thompson on deltas",
     "unnormalised": "p-weighted, not normalised (as published)",
     "full": "full participation",
+}
+PROBLEMS: dict[str, Callable[[np.ndarray, np.ndarray, int, int, str], Objective]] = {
+    "linear": lambda p, rates, seed, dimension, name: linear_regression(p, rates, dimension, seed),
+    "softmax": lambda p, rates, seed, dimension, name: softmax_regression(load(name), p, rates, seed),
+    "mlp": lambda p, rates, seed, dimension, name: mlp_classification(load(name), p, seed),
 }
 POINTS = 400  # rounds of a curve at which the excess loss is measured
 
@@ -78,11 +84,7 @@ class AvotCurves:
     def rate(self, rule: str, step: int = -1) -> Rate:
         """Least squares in logarithms over the last nine tenths of the rounds, one fit per seed."""
         late = self.rounds >= self.rounds[-1] / 10
-        design = np.stack([np.ones(late.sum()), np.log(self.rounds[late])], axis=1)
-        logs = np.log(np.maximum(self.excess[rule][:, step, late], 1e-300))
-        intercepts, slopes = np.linalg.lstsq(design, logs.T, rcond=None)[0]
-        errors = [float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else float("nan") for v in (slopes, intercepts)]
-        return Rate(float(slopes.mean()), float(intercepts.mean()), *errors)
+        return _fitted(self.rounds[late], self.excess[rule][:, step, late])
 
     def to_dict(self) -> dict[str, Any]:
         """Feasibility first, then floors and their spread, as plain numbers."""
@@ -96,7 +98,7 @@ class AvotCurves:
 
 
 def avot_experiment(
-    problem: Literal["linear", "softmax"] = "linear",
+    problem: Literal["linear", "softmax", "mlp"] = "linear",
     availability: Literal["restricted", "coordinated"] = "restricted",
     *,
     users: int = 40,
@@ -113,7 +115,9 @@ def avot_experiment(
     """FedAVOT against its rivals.
 
     Args:
-        problem: linear regression, or softmax regression on a data set of which rare users hold rare classes.
+        problem: linear regression, softmax regression on a data set of which rare users hold rare classes, or a network
+            with a hidden layer on labels dealt by Dirichlet(.1), which is not convex: what is measured of it is the
+            squared norm of the gradient.
         availability: "restricted" (fixed subsets, some users a hundred times rarer) or "coordinated" (groups).
         present: users a round.
         subsets, dimension, dataset: of restricted availability, linear and softmax regression.
@@ -121,8 +125,9 @@ def avot_experiment(
         decay: the step falls as `round^-decay`.
         importance: one that the law can deliver and that favours rare users, or equal (which it may not deliver).
     """
-    if problem not in ("linear", "softmax") or availability not in ("restricted", "coordinated"):
-        raise BadOption(f"experiment '{problem}', '{availability}'; choices: linear, softmax; restricted, coordinated")
+    if problem not in PROBLEMS or availability not in ("restricted", "coordinated"):
+        shown = ", ".join(PROBLEMS)
+        raise BadOption(f"experiment '{problem}', '{availability}'; choices: {shown}; restricted, coordinated")
     runs, verdicts, at = [], [], np.unique(np.linspace(1, rounds, min(POINTS, rounds)).astype(int))
     for seed in range(seeds):
         law = (
@@ -131,16 +136,57 @@ def avot_experiment(
             else groups(users, size=present, stride=max(1, users // 3), rarest=0.05)
         )
         p = deliverable(law, seed) if importance == "deliverable" else np.full(users, 1 / users)
-        objective = (
-            linear_regression(p, law.rates, dimension, seed)
-            if problem == "linear"
-            else softmax_regression(load(dataset), p, law.rates, seed)
-        )
+        objective = PROBLEMS[problem](p, law.rates, seed, dimension, dataset)
         weights = AvotWeights(p).fit(law.subsets, law.q, strict=False)
         verdicts.append({key: value for key, value in weights.report().items() if key != "phat"})
         runs.append(_one_seed(objective, law, p, weights, at, steps, decay, seed))
     excess = {rule: np.array([run[rule] for run in runs]) for rule in RULES}
     return AvotCurves(list(steps), at, excess, verdicts)
+
+
+@dataclass(frozen=True)
+class AvotRates:
+    """Error over the number of rounds T, with a step that falls as `1 / sqrt(T)` (fixed within a run).
+
+    Attributes:
+        horizons: `[T]` numbers of rounds.
+        errors: per rule, `[seeds, T]`: mean excess over all rounds of a run but the first tenth.
+    """
+
+    horizons: np.ndarray
+    errors: dict[str, np.ndarray]
+
+    def rate(self, rule: str) -> Rate:
+        """Least squares of the logarithms, one fit per seed."""
+        return _fitted(self.horizons, self.errors[rule])
+
+
+def avot_rates(
+    problem: Literal["linear", "softmax", "mlp"] = "linear",
+    horizons: tuple[int, ...] = (250, 500, 1000, 2000, 4000),
+    step: float = 0.4,
+    **options: Any,
+) -> AvotRates:
+    """The error that each rule reaches in T rounds; `options` are those of `avot_experiment`.
+
+    `step` is that of the shortest run, as a multiple of the inverse of the largest curvature.
+    """
+    errors: dict[str, list[np.ndarray]] = {rule: [] for rule in RULES}
+    for rounds in horizons:
+        scaled = step * (horizons[0] / rounds) ** 0.5
+        curves = avot_experiment(problem, rounds=rounds, steps=(scaled,), **options)
+        late = curves.rounds > rounds / 10
+        for rule, values in curves.excess.items():
+            errors[rule].append(values[:, 0, late].mean(axis=1))
+    return AvotRates(np.array(horizons), {rule: np.stack(found, axis=1) for rule, found in errors.items()})
+
+
+def _fitted(at: np.ndarray, values: np.ndarray) -> Rate:
+    """`log values [seeds, points] = intercept + slope log at`, one least-squares fit per seed."""
+    design = np.stack([np.ones(len(at)), np.log(at)], axis=1)
+    intercepts, slopes = np.linalg.lstsq(design, np.log(np.maximum(values, 1e-300)).T, rcond=None)[0]
+    errors = [float(v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else float("nan") for v in (slopes, intercepts)]
+    return Rate(float(slopes.mean()), float(intercepts.mean()), *errors)
 
 
 def deliverable(law: Presence, seed: int) -> np.ndarray:
@@ -168,7 +214,8 @@ def _one_seed(
     rng, online, everyone = np.random.default_rng([seed, 2]), AvotWeights(p), np.arange(len(p))
     fixed = [coefficients(weights, p, law.rates, members) for members in law.subsets]
     rates = np.array(steps) / objective.curvature
-    models = {rule: np.zeros((len(steps), objective.size)) for rule in RULES}
+    start = np.zeros(objective.size) if objective.start is None else objective.start
+    models = {rule: np.tile(start, (len(steps), 1)) for rule in RULES}
     excess = {rule: np.zeros((len(steps), len(at))) for rule in RULES}
     point = 0
     for t, group in enumerate(rng.choice(len(law.subsets), at[-1], p=law.q), start=1):

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.optimize
 
 from featalign.data.datasets import Dataset
+from featalign.data.partition import partition
 
 SAMPLES = 40  # of a user of softmax regression
 RIDGE = 1e-2  # makes softmax regression strongly convex
@@ -16,19 +17,22 @@ RIDGE = 1e-2  # makes softmax regression strongly convex
 
 @dataclass(frozen=True)
 class Objective:
-    """A convex federated problem, in float64.
+    """A federated problem, in float64.
 
     Attributes:
         size: numbers in a model.
         gradients: models `[steps, size]` and users `[u]` to `[steps, u, size]`.
-        excess: models `[steps, size]` to `F(x) - min F`, `[steps]`.
+        excess: models `[steps, size]` to `F(x) - min F`, `[steps]`; of a problem that is not convex the squared norm of
+            the gradient of F.
         curvature: the largest of any user.
+        start: `[size]` where all rules start; None is zero.
     """
 
     size: int
     gradients: Callable[[np.ndarray, np.ndarray], np.ndarray]
     excess: Callable[[np.ndarray], np.ndarray]
     curvature: float
+    start: np.ndarray | None = None
 
 
 def linear_regression(p: np.ndarray, rates: np.ndarray, dimension: int, seed: int) -> Objective:
@@ -97,3 +101,53 @@ def softmax_regression(dataset: Dataset, p: np.ndarray, rates: np.ndarray, seed:
     )
     spread = max(float(np.linalg.eigvalsh(part.T @ part / count).max()) for part in x)
     return Objective(size, gradients, lambda models: value(models) - best.fun, 0.5 * spread + RIDGE)
+
+
+def mlp_classification(dataset: Dataset, p: np.ndarray, seed: int, hidden: int = 16, alpha: float = 0.1) -> Objective:
+    """Cross-entropy of a network with one hidden layer (tanh), labels dealt by Dirichlet: not convex.
+
+    Every user has the same number of samples, drawn with replacement from its part.
+    """
+    users, rng = len(p), np.random.default_rng([seed, 3])
+    split = partition(dataset.train_labels, "dirichlet", users, seed, alpha=alpha)
+    inputs = dataset.train_inputs.flatten(1).double().numpy()
+    inputs = (inputs - inputs.mean(0)) / max(float(inputs.std()), 1e-12) / np.sqrt(inputs.shape[1])
+    labels = dataset.train_labels.numpy()
+    rows = [np.asarray(part) if len(part) else np.arange(len(labels)) for part in split.indices]
+    chosen = np.stack([rng.choice(part, SAMPLES) for part in rows])
+    x, one_hot = inputs[chosen], np.eye(int(labels.max()) + 1)[labels[chosen]]
+    width, classes = x.shape[2], one_hot.shape[2]
+    cut = width * hidden
+
+    def gradients(models: np.ndarray, index: np.ndarray) -> np.ndarray:
+        first, second = models[:, :cut].reshape(-1, width, hidden), models[:, cut:].reshape(-1, hidden, classes)
+        held = np.tanh(np.einsum("und,sdh->sunh", x[index], first))
+        logits = np.einsum("sunh,shc->sunc", held, second)
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        off = (odds / odds.sum(-1, keepdims=True) - one_hot[index]) / SAMPLES
+        back = np.einsum("sunc,shc->sunh", off, second) * (1 - held**2)
+        into = np.einsum("und,sunh->sudh", x[index], back).reshape(len(models), len(index), cut)
+        out = np.einsum("sunh,sunc->suhc", held, off).reshape(len(models), len(index), -1)
+        return np.concatenate([into, out], axis=2)
+
+    def squared(models: np.ndarray) -> np.ndarray:
+        mean = np.einsum("u,sud->sd", p, gradients(models, np.arange(users)))
+        return (mean**2).sum(1)
+
+    start = rng.standard_normal(cut + hidden * classes) / np.sqrt(hidden)
+    return Objective(len(start), gradients, squared, _curvature(gradients, start, users, rng), start)
+
+
+def _curvature(
+    gradients: Callable[[np.ndarray, np.ndarray], np.ndarray], at: np.ndarray, users: int, rng: np.random.Generator
+) -> float:
+    """The largest curvature of any user at a point, by power iteration on differences of gradients, doubled."""
+    found = []
+    for user in range(users):
+        index, step = np.array([user]), rng.standard_normal(len(at))
+        for _ in range(8):
+            step /= np.linalg.norm(step)
+            ends = gradients(np.stack([at + 1e-4 * step, at - 1e-4 * step]), index)[:, 0]
+            step = (ends[0] - ends[1]) / 2e-4
+        found.append(float(np.linalg.norm(step)))
+    return 2 * max(found)

@@ -117,6 +117,17 @@ def _pictures(problem: FusionProblem) -> torch.Tensor:
     return problem.cohort.probe.tensor
 
 
+def _settle(module: nn.Module, x: torch.Tensor) -> None:
+    """Give batch normalisations the statistics of some data, as training does."""
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.reset_running_stats()
+            part.momentum = None
+    with torch.no_grad():
+        module.train()(x)
+    module.eval()
+
+
 def test_repair_gives_units_the_parents_statistics() -> None:
     torch.manual_seed(0)
     problem = _problem(VGGConfig(width=1 / 16, size=16))
@@ -138,6 +149,8 @@ def test_repair_gives_units_the_parents_statistics() -> None:
 def test_statistics_of_batch_norms_are_those_that_make_its_outputs_like_the_parents() -> None:
     torch.manual_seed(0)
     problem = _problem(ResNet20Config(width=0.25))
+    for module in problem.clients:
+        _settle(module, _pictures(problem))
     raw, fixed = solve(problem, "vanilla", repair=False).module, solve(problem, "vanilla", repair=True).module
     site = Site("norm")
     parents = [collect(client, problem.cohort.probe, [site])[site].std(0).mean() for client in problem.clients]

@@ -1,5 +1,6 @@
 """Registered networks: shapes, round trips of their configurations, any family on any data it can read."""
 
+import sys
 from dataclasses import dataclass
 from math import prod
 
@@ -176,6 +177,7 @@ def test_a_newer_transformer_lens_is_refused_in_one_line(monkeypatch):
     import transformer_lens
 
     monkeypatch.delattr(transformer_lens, "HookedTransformer")
+    monkeypatch.setitem(sys.modules, "transformer_lens.HookedTransformer", None)  # the module of that name goes too
     assert build(MLPConfig(4, hidden=(3,)), seed=0)(torch.randn(2, 4)).shape == (2, 10)
     with pytest.raises(BadOption, match=r"pip install 'transformer-lens<4'"):
         build(DecoderConfig(vocabulary=5), seed=0)

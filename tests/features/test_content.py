@@ -14,14 +14,14 @@ from featalign.dictionaries import NeuronBasis
 from featalign.dictionaries.bases import untrained
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.report.pack import Strings, numbers
-from featalign.studies.features import browser_content, feature_cards
+from featalign.studies.features import browser_content, feature_cards, to_neuronpedia
 from featalign.studies.features.frames import PairRow, latent_frame, match_frames, pair_frame, pair_kinds
 from featalign.studies.features.layout import layout
 from featalign.studies.features.words import word_at
 from tests.features.content import rows_of, unpacked
 from tests.features.test_cards import LATENTS, LENGTH, VOCABULARY, WIDTH, Language, Letters
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "neuronpedia-features.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "exports" / "neuronpedia-features.json"
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_numbers_and_strings():
 def test_the_export_follows_its_schema(matched, tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
     card = matched[0][0]
-    path = card.to_neuronpedia(tmp_path / "features.json", model_id="tiny", vectors=True)
+    path = to_neuronpedia(card, tmp_path / "features.json", model_id="tiny", vectors=True)
     found = json.loads(path.read_text())
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert found["model_id"] == "tiny" and len(found["features"]) == len(card.alive)
@@ -158,4 +158,4 @@ def test_the_export_follows_its_schema(matched, tmp_path):
         first = feature["activations"][0]
         assert first["values"][first["qualifying_token_index"]] == pytest.approx(float(card.max[latent]), abs=1e-4)
     with pytest.raises(BadOption, match="'model' is no fact"):
-        card.to_neuronpedia(tmp_path / "b.json", model="x")
+        to_neuronpedia(card, tmp_path / "b.json", model="x")

@@ -19,7 +19,7 @@ from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.rule import identity_alignment
 
-SAME = 1e-9  # divergence of an average from the ensemble below which there is nothing to learn
+SAME = 1e-6  # divergence of an average from the ensemble below which there is nothing to learn
 EVALUATED = 256  # inputs per batch where nothing is learned
 NORMS = nn.modules.batchnorm._BatchNorm
 

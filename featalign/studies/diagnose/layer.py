@@ -52,7 +52,8 @@ class Layer:
         budget: of its dictionaries; given: a basis to diagnose instead of the first seed's.
         place: what its dictionaries record of where they belong (`spaces.naming.provenance`).
         log: receives the metrics of the model's dictionaries.
-        bases: by network; seeds: of the model, one per seed; matches: of the first with each other.
+        bases: by network; draws: of the second and later draws of shuffled weights; seeds: of the model, one per seed;
+            matches: of the first with each other.
         rows: of the frames.
     """
 
@@ -69,6 +70,7 @@ class Layer:
     place: Mapping[str, Any] = field(default_factory=dict)
     log: Log | None = None
     bases: dict[str, Any] = field(default_factory=dict)
+    draws: dict[str, Any] = field(default_factory=dict)
     seeds: list[Any] = field(default_factory=list)
     matches: list[Any] = field(default_factory=list)
     rows: dict[str, list[Any]] = field(default_factory=dict)
@@ -87,7 +89,7 @@ class Layer:
         codes = self.bases[MODEL].encode(acts)
         rate, ranked = self._firing(acts)
         effective = self._effective(MODEL, acts, codes)
-        controls = [self._control(name) for name in self.bases if name == WEIGHTS or name.startswith(DRAW)]
+        controls = [self._control(name) for name in (WEIGHTS, *self.draws) if name in self.bases or name in self.draws]
         control = controls[0][0] if controls else None
         varying = int((acts.std(0) > 1e-6).sum())
         verdict, score = verdicts.superposed(again, control_again, varying, table)
@@ -142,7 +144,7 @@ class Layer:
         found = _quiet(train_many, list(others.values()), seeds=config.seeds[:1], **shape) if others else []
         self.bases = {MODEL: self.seeds[0]}
         for name, (basis,) in zip(others, found):
-            self.bases[name] = basis
+            (self.draws if name.startswith(DRAW) else self.bases)[name] = basis
             self._dictionary(name, config.seeds[0], basis)
         for name, network in ((RANDOM, MODEL), (RANDOM_WEIGHTS, WEIGHTS)):
             if network == MODEL or network in self.bases:
@@ -199,7 +201,7 @@ class Layer:
         return rate, rate >= max(self.config.firing_rate, 3 / len(acts))
 
     def _effective(self, network: str, acts: torch.Tensor, codes: torch.Tensor | None = None) -> np.ndarray:
-        basis = self.bases[network]
+        basis = self.draws[network] if network in self.draws else self.bases[network]
         found = measure.effective_features_per_unit(basis.encode(acts) if codes is None else codes, basis.atoms)
         found[acts.std(0) < 1e-6] = float("nan")
         return found.numpy()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -147,12 +146,6 @@ class FeatureCards:
         if self.top.tokens.shape[2]:
             frame["context"] = [self.text(j) if self.counts[j] else "" for j in range(len(frame))]
         return frame
-
-    def to_neuronpedia(self, path: Path | str, **facts: Any) -> Path:
-        """Write the cards as a batch of features in the JSON that SAEDashboard writes for Neuronpedia."""
-        from featalign.studies.features.neuronpedia import write
-
-        return write(self, path, **facts)
 
 
 def feature_cards(

@@ -27,8 +27,8 @@ EMPTY = (
 )
 
 
-def write(cards: FeatureCards, path: Path | str, vectors: bool = False, **facts: Any) -> Path:
-    """Write the batch of all latents that fire.
+def to_neuronpedia(cards: FeatureCards, path: Path | str, vectors: bool = False, **facts: Any) -> Path:
+    """Write all latents that fire as a batch of features in the JSON that SAEDashboard writes for Neuronpedia.
 
     Args:
         vectors: whether to write the atoms.

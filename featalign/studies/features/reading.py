@@ -71,4 +71,3 @@ def read(
                 known = [part for part in each if part is not None]
                 found.origins[site] = torch.cat(known) if len(known) == len(each) else None
     return found
-
