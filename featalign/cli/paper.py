@@ -47,6 +47,6 @@ def paper(
     shown += "" if epochs is None else f" --epochs {epochs}"
     shown += "" if probe == 200 else f" --probe {probe}"
     shown += "" if augmented == 10_000 else f" --augmented {augmented}"
-    command = f"featalign bench paper {name} --dataset {dataset} --seeds {seeds}{shown}"
+    command = f"featalign bench paper {name} --dataset {dataset}{shown}"
     result = run(name, lab, seeds, options, out, command)
     typer.echo(json.dumps(storage.plain(result.to_dict()), indent=2) if as_json else section(result))

@@ -18,10 +18,10 @@ Singh and Jaggi, *Model Fusion via Optimal Transport* (2020), experiment by expe
 `featalign bench paper report {folder}` from the files of the commands below; nothing is typed in.
 `vanilla` averages weights as they are; `OT` aligns by transport first (the paper's methods, by activations or by
 weights); `refitted` regresses every layer in closed form on unlabelled inputs; `zip` reduces the units of all networks
-to the original width, then refits. The last column is the mean seconds of one fusion, alignment included, on one busy
-core.
+to the original width, then refits. The last column is the mean seconds of one fusion by the clock, alignment included,
+as the machine was: shared with other work, many times what a quiet one takes.
 """
-WIDEST = 7  # abscissae in a table; of more, the ends and evenly spaced ones are shown
+WIDEST = 11  # abscissae in a table; of more, the ends and evenly spaced ones are shown
 
 
 def page(folder: Path | str) -> str:
@@ -44,8 +44,8 @@ def section(result: PaperResult) -> str:
     config, facts = result.config, result.facts
     lines = [
         f"## {entry.source}: {entry.question[0].lower()}{entry.question[1:]} ({config['dataset']})\n",
-        f"`{result.command}`\n",
-        f"Test accuracy in per cent, mean of {config['seeds']} seeds with the half-width of its 95 % interval; "
+        f"`{result.command} --seeds {config['seeds']}`\n",
+        f"Test accuracy in per cent, {_seeds(config['seeds'])}; "
         f"{config['probe']} unlabelled inputs, refits on {config['augmented']:,} made of them. "
         f"{facts['seconds']:.0f} s, at most {facts['peak_memory_gb']:.1f} GB.\n",
     ]
@@ -53,6 +53,10 @@ def section(result: PaperResult) -> str:
         lines += [f"**{part}**, by {entry.axis}\n", table(frame[frame["part"] == part]), ""]
     lines += [*published(entry, frame), *(f"* Differs: {text}." for text in entry.deviations), ""]
     return "\n".join(lines)
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"mean of {count} seeds with the half-width of its 95 % interval"
 
 
 def table(frame: pd.DataFrame) -> str:

@@ -55,7 +55,7 @@ class PaperResult:
 
     Attributes:
         experiment: its registered name.
-        command: that makes the file.
+        command: that makes the file, but for its number of seeds.
         config: everything that decides the numbers.
         rows: over all seeds.
         facts: seconds and peak memory of the run, versions.
