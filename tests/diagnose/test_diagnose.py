@@ -256,7 +256,7 @@ def test_bad_input_is_named(data):
         fa.diagnose(model, (data[0], data[1]), task="regression", **QUICK)
     with pytest.raises(BadOption, match="sweep_step"):
         fa.diagnose(model, data, sweep_step=3)
-    with pytest.raises(SpaceMismatch, match="of 7 units does not fit '0', which has 24"):
+    with pytest.raises(SpaceMismatch, match="of 7 units does not fit '1', which has 24"):
         fa.diagnose(model, data, dictionaries={"0": random_dictionary(torch.randn(100, 7), 8)}, **QUICK)
 
 
