@@ -55,7 +55,7 @@ def federate_command(
 
 @federate.command("avot")
 def federate_avot(
-    problem: str = typer.Option("linear", help="linear or softmax (regression)."),
+    problem: str = typer.Option("linear", help="linear or softmax (regression), or mlp (not convex)."),
     availability: str = typer.Option("restricted", help="restricted or coordinated."),
     dataset: str = typer.Option("digits", help="Data set of softmax regression."),
     users: int = typer.Option(40, help="Number of users."),
@@ -64,12 +64,19 @@ def federate_avot(
     seeds: int = typer.Option(5, help="Repetitions."),
     importance: str = typer.Option("deliverable", help="deliverable, or uniform (which may be infeasible)."),
     decay: float = typer.Option(0.0, help="The step falls as round^-decay; 0 keeps it."),
+    horizons: str = typer.Option(
+        "", metavar="T,T,...", help="Fit the error over these numbers of rounds instead, with steps c / sqrt(T)."
+    ),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
 ) -> None:
-    """FedAVOT against its rivals: feasibility first, then where each rule settles."""
+    """FedAVOT against its rivals: feasibility first, then where each rule settles, or its rate over T."""
     from featalign.federated.avot import RULES, avot_experiment
 
     kinds: Any = {"problem": problem, "availability": availability, "importance": importance}
+    if horizons:
+        given = {**kinds, "dataset": dataset, "users": users, "present": present, "seeds": seeds}
+        _rates(horizons, figure, given)
+        return
     curves = avot_experiment(
         **kinds, dataset=dataset, users=users, present=present, rounds=rounds, seeds=seeds, decay=decay
     )
@@ -86,4 +93,28 @@ def federate_avot(
         floors = {f"step {step:g}": f"{curves.floors[rule][k]:.3g}" for k, step in enumerate(curves.steps)}
         rate = curves.rate(rule)
         rows.append({"rule": label, **floors, "slope": f"{rate.slope:.2f} ± {rate.slope_error:.2f}"})
+    print_table(rows)
+
+
+def _rates(horizons: str, figure: Path | None, given: dict[str, Any]) -> None:
+    """Print the fitted rate of every rule."""
+    from featalign.federated.avot import RULES, avot_rates
+
+    try:
+        counts = tuple(int(part) for part in horizons.split(","))
+    except ValueError:
+        raise BadOption(f"horizons = '{horizons}'; give numbers of rounds such as 250,500,1000") from None
+    if len(counts) < 2 or min(counts) < 20:
+        raise BadOption(f"horizons = '{horizons}'; give at least two numbers of rounds, of 20 and more")
+    rates = avot_rates(horizons=counts, **given)
+    if figure is not None:
+        from featalign.plots.transport import avot_rates as drawn
+
+        drawn(rates, RULES).write_html(figure, include_plotlyjs=True)
+    rows = []
+    for rule, label in RULES.items():
+        found = rates.rate(rule)
+        means = {f"T {count}": f"{value:.3g}" for count, value in zip(counts, rates.errors[rule].mean(axis=0))}
+        slope, intercept = f"{found.slope:.2f} ± {found.slope_error:.2f}", f"{found.intercept:.2f}"
+        rows.append({"rule": label, **means, "slope": slope, "intercept": f"{intercept} ± {found.intercept_error:.2f}"})
     print_table(rows)

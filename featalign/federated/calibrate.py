@@ -4,7 +4,7 @@ Clients run the fused network on their own data and send, of what its readout re
 cross-moments with centred labels; the server solves one ridge regression. Both are means over samples, so that sums
 over clients suffice: nobody's own moments have to be seen. Averaging clients of few classes ruins the readout first
 (Luo et al. 2021, arXiv:2106.05001); regressed over all clients it is that of pooled data (Fani et al. 2024,
-arXiv:2402.04129), on features that were learned in the rounds.
+arXiv:2406.01116), on features that were learned in the rounds.
 """
 
 from __future__ import annotations

@@ -14,15 +14,17 @@ import torch
 from torch import nn
 
 from featalign.align.linear import ridge_map
+from featalign.data.inputs import Inputs
 from featalign.dictionaries.basis import Basis
 from featalign.fuse.problem import FusionProblem
 from featalign.spaces.capture import collect
 from featalign.spaces.graph import Space
 
 FATES = ("kept", "merged", "absorbed", "split", "lost")
-LARGEST = 20_000  # rows of activations that are looked at
+INPUTS, ROWS = 2000, 4000  # inputs that are looked at, and rows of their activations
 SPLIT = 3  # latents that may share one feature
 SILENT = 1e-12
+Asked = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,48 @@ def fates(problem: FusionProblem, module: nn.Module, dictionaries: Mapping[str, 
     place. *split*: several together do. *lost*: nothing tells it any more. Clients of mixing weight zero take part:
     what they knew is asked for as well.
     """
+    spaces = [
+        space
+        for space in problem.graph.hidden
+        if len(dictionaries.get(space.name, ())) == len(problem.cohort) and space.pre is not None and space.pre.paired
+    ]
+    if not spaces:
+        return []
+    inputs = problem.memory.get(
+        "asked about fates", (problem.cohort.refit_inputs,), lambda: problem.cohort.refit_inputs.sample(INPUTS)
+    )
+    held = collect(module, inputs, [space.after for space in spaces])
     found = []
-    for space in problem.graph.hidden:
-        bases = dictionaries.get(space.name, ())
-        if len(bases) == len(problem.cohort) and space.pre is not None and space.pre.paired:
-            found += _of_space(problem, module, space, bases)
+    for space in spaces:
+        found += _of_space(problem, inputs, held[space.after][:ROWS].double(), space, dictionaries[space.name])
     return found
 
 
-def _of_space(problem: FusionProblem, module: nn.Module, space: Space, bases: Sequence[Basis]) -> list[Fates]:
-    inputs = problem.cohort.refit_inputs
-    fused = collect(module, inputs, [space.after])[space.after][:LARGEST].double()
+def _own(problem: FusionProblem, inputs: Inputs, space: Space, bases: Sequence[Basis]) -> list[Asked]:
+    """Activations of every client, and their codes on the half that is judged; the same for all fused networks."""
+
+    def make() -> list[Asked]:
+        asked = []
+        for client, graph, basis in zip(problem.clients, problem.graphs, bases):
+            site = graph[space.name].after
+            theirs = collect(client, inputs, [site])[site][:ROWS]
+            with torch.no_grad():
+                asked.append((theirs.double(), basis.encode(theirs[len(theirs) // 2 :].float()).double()))
+        return asked
+
+    return problem.memory.get(f"own codes of {space.name}", (*problem.clients, inputs, *bases), make)
+
+
+def _of_space(
+    problem: FusionProblem, inputs: Inputs, fused: torch.Tensor, space: Space, bases: Sequence[Basis]
+) -> list[Fates]:
     own, read = [], []
-    for client, graph, basis in zip(problem.clients, problem.graphs, bases):
-        site = graph[space.name].after
-        theirs = collect(client, inputs, [site])[site][:LARGEST].double()
+    for (theirs, codes), basis in zip(_own(problem, inputs, space, bases), bases):
         half = len(theirs) // 2
         mean_in, mean_out = fused[:half].mean(0), theirs[:half].mean(0)
         reading = ridge_map(fused[:half] - mean_in, theirs[:half] - mean_out)
+        own.append(codes)
         with torch.no_grad():
-            own.append(basis.encode(theirs[half:].float()).double())
             read.append(basis.encode(((fused[half:] - mean_in) @ reading + mean_out).float()).double())
     threshold = [max(0.5, _chance(a, b)) for a, b in zip(own, read)]
     present = [_diagonal(a, b) >= t for a, b, t in zip(own, read, threshold)]

@@ -105,6 +105,7 @@ def reducible(problem: FusionProblem) -> str | None:
     """
     graph = problem.graph
     known = {writer.weight: writer for writer in problem.writers}
+    inner = {space.name for layer in attention_layers(graph) for space in layer.inner}
     for space in graph.hidden:
         if any(other[space.name].symmetry is Symmetry.PINNED for other in problem.graphs):
             return f"space '{space.name}' keeps its basis in some client"
@@ -114,6 +115,8 @@ def reducible(problem: FusionProblem) -> str | None:
                 return f"'{axis.parameter}' reads space '{space.name}', and what it multiplies is seen at no module"
             if not problem.paired(writer):
                 return f"rows of '{writer.name}' are units of another space, ordered differently by every client"
+        if space.name not in inner and all(writer.reading(space) is None for writer in problem.writers):
+            return f"what reads space '{space.name}' is seen at no module"
         shared = _shares_rows(problem, space)
         if shared is not None:
             return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"

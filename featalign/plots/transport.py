@@ -132,6 +132,28 @@ def avot(curves: Any, labels: Mapping[str, str]) -> go.Figure:
     return figure
 
 
+def avot_rates(rates: Any, labels: Mapping[str, str]) -> go.Figure:
+    """Error of every rule over the number of rounds T, beside `1 / sqrt(T)`, with fitted slopes in the legend.
+
+    `rates` as `featalign.federated.avot.avot_rates` returns them.
+    """
+    figure = go.Figure()
+    for rule, label in labels.items():
+        found, values = rates.rate(rule), rates.errors[rule]
+        name = f"{label}: slope {found.slope:.2f} ± {found.slope_error:.2f}"
+        spread = {"array": values.std(axis=0), "thickness": 1}
+        line = {"color": AVOT_COLOURS[rule], "dash": "dot" if rule == "full" else "solid"}
+        figure.add_scatter(
+            x=rates.horizons, y=values.mean(axis=0), error_y=spread, name=name, line=line, mode="lines+markers"
+        )
+    top = max(float(values.mean(axis=0)[0]) for values in rates.errors.values())
+    guide = top * (rates.horizons[0] / rates.horizons) ** 0.5
+    figure.add_scatter(x=rates.horizons, y=guide, name="1 / sqrt(T)", line={"color": NULL, "dash": "dash"})
+    figure.update_xaxes(type="log", tickvals=rates.horizons)
+    figure.update_yaxes(type="log", exponentformat="power")
+    return styled(figure, "Error after T rounds, step c / sqrt(T)", "rounds T", "mean error", height=460)
+
+
 def benchmark(rows: Sequence[Mapping[str, Any]]) -> go.Figure:
     """Seconds over size, one line per solver and cost family, from the rows of `featalign bench transport`."""
     figure = go.Figure()

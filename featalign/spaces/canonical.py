@@ -287,4 +287,4 @@ def _lens_like(model: Any, kind: str) -> nn.Module:
     result: Any = type(model)(config)
     state = {name: t for name, t in model.state_dict().items() if not _is_norm(name)}
     result.load_state_dict(state, strict=False)
-    return result.to(next(model.parameters()).dtype).eval()
+    return result.to(next(model.parameters()).dtype, print_details=False).eval()

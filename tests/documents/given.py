@@ -56,6 +56,13 @@ from featalign.federated.flower import FeatureAlign
 
 probe = torch.randn(40, 64)
 model = nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 10))
+class Partitions:
+    num_partitions = 2
+
+    def load_partition(self, k):
+        return [{"image": row.numpy(), "label": int(label)} for row, label in zip(x[k::2], y[k::2])]
+
+dataset = type("Data", (), {"partitioners": {"train": Partitions()}})
 run = fa.federated.run
 fa.federated.run = lambda federation, rounds, **options: run(federation, rounds=1, progress=False, **options)
 """,

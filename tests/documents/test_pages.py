@@ -9,12 +9,14 @@ WITHOUT = {
     *("vision.md", "paper.md"),  # tables, each with its command
 }
 RUNNER = """
-import sys, traceback
-given, *pages = sys.argv[1:]
+import os, sys, traceback
+given, *pages = map(os.path.abspath, sys.argv[1:])
 for page in pages:
     names = {"__name__": page}
-    exec(compile(open(given).read(), given, "exec"), names)
+    os.mkdir(page + ".d")
+    os.chdir(page + ".d")
     try:
+        exec(compile(open(given).read(), given, "exec"), names)
         exec(compile(open(page).read(), page, "exec"), names)
     except Exception:
         traceback.print_exc()

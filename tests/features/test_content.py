@@ -21,7 +21,7 @@ from featalign.studies.features.words import word_at
 from tests.features.content import rows_of, unpacked
 from tests.features.test_cards import LATENTS, LENGTH, VOCABULARY, WIDTH, Language, Letters
 
-SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "neuronpedia-features.json"
+SCHEMA = Path(__file__).parents[2] / "docs" / "schemas" / "exports" / "neuronpedia-features.json"
 
 
 @pytest.fixture(scope="module")

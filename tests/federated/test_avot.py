@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 
+from featalign.data import load
 from featalign.errors import BadOption
 from featalign.federated import SELECTIONS, WEIGHINGS
-from featalign.federated.avot import RULES, avot_experiment, coefficients, deliverable
+from featalign.federated.avot import RULES, avot_experiment, avot_rates, coefficients, deliverable
+from featalign.federated.avot_problems import mlp_classification
 from featalign.federated.weigh import importance_of
 from featalign.plots.transport import avot as figure
+from featalign.plots.transport import avot_rates as rates_figure
 from featalign.transport import AvotWeights
 
 LAWS = [
@@ -111,3 +114,29 @@ def test_bad_laws_and_importance_are_one_line_errors():
         importance_of((0.5, 0.5), np.ones(3))
     with pytest.raises(BadOption, match="choices: samples, uniform"):
         importance_of("size", np.ones(3))
+
+
+def test_the_network_without_a_convex_objective_has_the_gradients_it_says():
+    p = np.array([0.5, 0.3, 0.2])
+    problem, rng = mlp_classification(load("digits"), p, 0, hidden=3), np.random.default_rng(0)
+    index, at = np.arange(3), problem.start
+    assert problem.gradients(np.stack([at, 2 * at]), index).shape == (2, 3, problem.size)
+    # a gradient field: its differences are symmetric, `u H v = v H u`
+    u, v = rng.standard_normal((2, problem.size))
+
+    def slope(along, seen):
+        ends = problem.gradients(np.stack([at + 1e-4 * along, at - 1e-4 * along]), index)
+        return (ends[0] - ends[1]) / 2e-4 @ seen
+
+    np.testing.assert_allclose(slope(u, v), slope(v, u), rtol=1e-5)
+    for _ in range(60):
+        at = at - (p @ problem.gradients(at[None], index)[0]) / problem.curvature
+    assert problem.excess(at[None])[0] < 0.5 * problem.excess(problem.start[None])[0]
+
+
+def test_the_error_falls_with_the_horizon_for_unbiased_rules_alone():
+    rates = avot_rates("linear", (100, 400, 1600), users=10, subsets=20, seeds=2)
+    assert rates.rate("fedavot").slope < -0.25 and rates.rate("full").slope < -0.4
+    assert rates.rate("uniform").slope > -0.25
+    assert rates.errors["fedavot"].shape == (2, 3)
+    assert len(rates_figure(rates, RULES).data) > len(RULES)

@@ -120,3 +120,12 @@ def test_other_networks_are_told_why_not(law) -> None:
         with pytest.raises(BadOption, match="possible:"):
             solve(problem, "feature-reencode")
     assert not METHODS["random-dictionary"].default and METHODS["feature-reencode"].default
+
+
+def test_a_tied_readout_is_no_reader_that_a_pool_could_be_chosen_by(tied) -> None:
+    """What reads the code of a tied model runs in no module, so that `zip` says so instead of failing inside."""
+    models, x, bases = tied
+    problem = problem_of(models, [x, x], x, bases)
+    assert "seen at no module" in available(problem)["zip"]
+    with pytest.raises(BadOption, match="not possible here"):
+        solve(problem, "zip")

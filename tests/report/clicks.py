@@ -78,9 +78,9 @@ def synthetic(features, strings=2000, classes=("cat", "dog", "ship"), clients=("
 
 def _row(draw, j, strings):
     def context(kind):
-        acts = (255 * draw.random(WIDTH) * (draw.random(WIDTH) < 0.2)).astype(int)
+        acts = (255 * draw.random(WIDTH) * (draw.random(WIDTH) < 0.06)).astype(int)
         acts[WIDTH // 2] = 255
-        tokens = draw.integers(1, strings, WIDTH).tolist()
+        tokens = np.minimum(draw.zipf(1.3, WIDTH), strings - 1).tolist()  # as uneven as words are
         return [kind, int(draw.integers(10**4)), 40, 1.5, WIDTH // 2, tokens, acts.tolist(), acts[::-1].tolist()]
 
     effect = [[int(k), 0.5] for k in draw.integers(1, strings, 8)]

@@ -57,6 +57,7 @@ def view(chromium, path):
 
 def opened_page(chromium, path, **options):
     opened = chromium.new_context(viewport={"width": 1200, "height": 1000}, **options).new_page()
+    opened.set_default_timeout(120_000)
     errors = []
     opened.on("pageerror", lambda error: errors.append(str(error)))
     opened.goto(path.as_uri())
@@ -149,6 +150,8 @@ def test_kinds_sorting_maps_and_flow(view):
 
 
 def test_both_clients_stand_side_by_side_on_the_same_inputs(view):
+    view.click(".row:has(.chip.matched) >> nth=0")
+    view.wait_for_selector(".side >> nth=1")
     assert view.locator(".side").count() == 2 and view.locator(".strip.two").count() >= 8
     strip = view.query_selector(".strip.two")
     words = [

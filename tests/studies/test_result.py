@@ -152,7 +152,10 @@ def test_every_study_that_comes_along_is_published():
 
     import featalign.studies
 
-    kinds = [module.name for module in pkgutil.iter_modules(featalign.studies.__path__) if module.ispkg]
+    (folder,) = featalign.studies.__path__
+    kinds = [
+        module.name for module in pkgutil.iter_modules([folder]) if (Path(folder) / module.name / "result.py").is_file()
+    ]
     for kind in kinds:
         result_class(kind)
     assert kinds and set(kinds) == {path.stem for path in SCHEMAS.glob("*.json")} and set(kinds) <= set(STUDIES)
