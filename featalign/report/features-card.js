@@ -1,5 +1,5 @@
 // The card of a feature, or of two that go together side by side: the same contexts in both.
-const LEVELS = 255, SPACES = { " ": " ", "\n": "↵\n", "\t": "⇥\t" };
+const LEVELS = 255, SPACES = { "\n": "↵", "\t": "⇥" };
 
 // `go(client, latent)` opens another feature.
 async function featureCard(data, view, i, go) {
