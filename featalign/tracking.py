@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+__all__ = ["prefixed", "to_tensorboard", "to_wandb"]
+
 Log = Callable[[dict[str, float], int], None]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent.parent / "docs" / "measured"
+EXPERIMENTS = FOLDER.parent / "results"  # of `featalign bench paper`
 HEAD = """# Measured
 
 Every table is a JSON file in `docs/measured/`, written by the command above it. To measure one anew, run the command
@@ -15,7 +16,13 @@ with `--json` and put what it prints into `rows`. Nothing is chosen on test data
 
 
 def pages() -> dict[str, str]:
-    return {"measured.md": HEAD + "".join(section(read(path)) for path in sorted(FOLDER.glob("*.json")))}
+    """`measured.md`, and `fusion.md` from the experiments' files where nobody has written that page."""
+    found = {"measured.md": HEAD + "".join(section(read(path)) for path in sorted(FOLDER.glob("*.json")))}
+    if any(EXPERIMENTS.glob("*.json")) and not (FOLDER.parent / "fusion.md").exists():
+        from featalign.bench.paper.report import page
+
+        found["fusion.md"] = page(EXPERIMENTS).replace(str(EXPERIMENTS), "docs/results")
+    return found
 
 
 def read(path: Path) -> dict[str, Any]:

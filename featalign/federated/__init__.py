@@ -6,6 +6,7 @@
 >>> fedavg = fa.federated.run(federation, rounds=20)
 >>> aligned = fa.federated.run(federation, rounds=20, fuse=("ot-acts", {"refit": True}))
 >>> private = fa.federated.run(federation, rounds=20, fuse=("vanilla", {"refit": "moments"}))
+>>> mended = fa.federated.run(federation, rounds=20, fuse=("vanilla", {"calibrate": True}))
 >>> one_shot = fa.federated.run(federation, 1, fuse="zip", start="independent")
 """
 

@@ -27,7 +27,7 @@ from featalign.spaces.naming import provenance, resolve_site
 INDEX, KIND, VERSION = "store.json", "activations", 1
 SHARD_BYTES = 64_000_000  # written, and shuffled, at a time
 RESIDENT = 128_000_000  # bytes of mapped files that reading may keep in memory
-OUTPUT_BYTES = 128_000_000  # of a network's outputs held at a time
+OUTPUT_BYTES = 64_000_000  # of a network's outputs held at a time
 PAGE = 4096
 DTYPES = {"float16": np.float16, "float32": np.float32}
 
@@ -256,7 +256,10 @@ class _Writer:
         outputs, held = next(stream(module, [example], [site]))
         count, width = held[site].shape
         capacity = self.shard_rows or max(1, SHARD_BYTES // (width * np.dtype(self.dtype).itemsize))
-        limits = (fitting_batch(module, source, [site]), OUTPUT_BYTES // outputs.nbytes, capacity // max(1, count))
+        fitting = (
+            fitting_batch(module, source, [site]) // 4
+        )  # what the network holds meanwhile takes several times more
+        limits = (fitting, OUTPUT_BYTES // outputs.nbytes, capacity // max(1, count))
         return max(1, min(limits)), capacity
 
     def _add(self, rows: torch.Tensor, places: torch.Tensor | None) -> None:

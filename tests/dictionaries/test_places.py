@@ -89,3 +89,14 @@ def test_a_living_sae_of_unknown_normalisation_is_refused_in_one_line():
     with pytest.raises(DictionaryError, match="normalisation 'magic' is not one of") as error:
         fd.as_basis(Odd())
     assert "\n" not in str(error.value)
+
+
+def test_stores_are_matched_like_the_rows_that_they_hold(tmp_path):
+    import featalign as fa
+
+    x = torch.randn(500, 8, generator=torch.Generator().manual_seed(0)).relu()
+    module = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(8, 2))
+    store = ActivationStore.build(module, x, "0", tmp_path / "s", dtype="float32", progress=False)
+    bases = [fd.train(x, 16, k=3, steps=40, seed=seed) for seed in (0, 1)]
+    ours, theirs = (fa.match(*bases, inputs=rows, progress=False) for rows in (store, x))
+    assert ours.frames["pairs"]["score"].tolist() == pytest.approx(theirs.frames["pairs"]["score"].tolist(), abs=1e-6)

@@ -205,3 +205,9 @@ def test_one_failing_client_warns_and_all_failing_raise(federation):
     assert result.rows["rounds"][0].reported == 3
     with pytest.raises(ValueError, match="client A"):
         run(small(recipe=TrainConfig(lr=1e30)), 1, progress=False)
+
+
+def test_a_callback_receives_every_round_as_it_is_complete(federation):
+    seen = []
+    result = run(federation, 2, progress=False, log=lambda metrics, step: seen.append((step, metrics["value"])))
+    assert seen == [(row.round, row.value) for row in result.to_frame().itertuples()]

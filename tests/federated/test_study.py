@@ -14,20 +14,25 @@ RUNS = {
     "FedAvg": {},
     "a/b <c>": {"fuse": "ot-acts", "refit": True},
     "moments only": {"refit": "moments", "weigh": "fedavot", "select": "k-of-n", "select_options": {"k": 3}},
-    "SCAFFOLD": {"algorithm": "scaffold"},
+    "SCAFFOLD": {"algorithm": "scaffold", "features": 1},
 }
 CONFIG = FederateConfig(clients=4, rounds=2, model_options={"hidden": [16]}, probe=100, runs=RUNS)
+
+
+def page_of(folder):
+    return (folder / "report.html").read_text()
 
 
 def test_a_study_is_saved_with_its_page_and_read_back(tmp_path):
     result = federate(CONFIG, tmp_path / "run", progress=False)
     again = load(tmp_path / "run")
-    assert list(again.frames) == ["rounds", "clients", "traffic", "faults"]
+    assert list(again.frames) == ["rounds", "clients", "traffic", "faults", "features", "flows"]
+    assert set(again.frames["features"]["run"]) == {"SCAFFOLD"} and "Features over rounds" in page_of(tmp_path / "run")
     for name, frame in result.frames.items():
         pd.testing.assert_frame_equal(frame, again.frames[name])
     assert again.config == CONFIG and again.metric.name == "accuracy"
     assert again.to_frame().index.tolist() == list(RUNS)
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = page_of(tmp_path / "run")
     assert "a/b &lt;c&gt;" in page and "a/b <c>" not in page
     assert "moments only" in page and "deliverable mass" in page and "Gram matrices" in page
     properties = schema("federate")["properties"]["frames"]["properties"]

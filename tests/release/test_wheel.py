@@ -45,7 +45,8 @@ def test_wheel_and_sdist_hold_what_a_run_needs(built):
         for kind in ("*.py", "*.css", "*.js", "*.html", "py.typed")
         for path in package.rglob(kind)
     }
-    wanted |= {f"featalign/studies/schemas/{path.name}" for path in (ROOT / "docs" / "schemas").glob("*.json")}
+    schemas = ROOT / "docs" / "schemas"
+    wanted |= {f"featalign/studies/schemas/{path.relative_to(schemas).as_posix()}" for path in schemas.rglob("*.json")}
     assert wanted <= held, sorted(wanted - held)
     assert wanted <= shipped, sorted(wanted - shipped)
     assert not [name for name in held if name.startswith(("tests/", "docs/", "gallery/"))]

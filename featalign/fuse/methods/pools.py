@@ -24,7 +24,7 @@ from featalign.spaces import apply_nonlinearity
 from featalign.spaces.capture import units_last
 from featalign.spaces.graph import Layer, Site, Space, Symmetry
 
-LEANS = (0.0, 0.2, 0.4, 0.6)
+LEANS = (0.0, 0.25, 0.5, 0.75, 1.0)
 PreUnits = Callable[[Held, int, Space], torch.Tensor]
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
 
