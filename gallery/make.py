@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 SIZE = (760, 460)  # pixels of a figure
 PAGE = (1200, 900)  # of the window that shows a page
 LARGEST = 60_000  # bytes of a thumbnail
+PATIENCE = 300_000  # milliseconds for a page of some megabytes on a busy machine
 
 
 def main(names: list[str]) -> None:
@@ -55,9 +56,9 @@ def of_page(page: Path, size: tuple[int, int] = PAGE) -> bytes:
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
         tab = opened.new_page(viewport={"width": size[0], "height": size[1]})
-        tab.goto(page.as_uri())
+        tab.goto(page.as_uri(), timeout=PATIENCE)
         tab.wait_for_timeout(1500)
-        return tab.screenshot()
+        return tab.screenshot(timeout=PATIENCE)
 
 
 if __name__ == "__main__":

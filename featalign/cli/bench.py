@@ -216,7 +216,9 @@ def bench_fusion(
     if as_json:
         typer.echo(json.dumps(result.to_dict(), indent=2))
     else:
-        print_rows(result.to_frame().to_dict("records"), False)
+        print_rows(
+            [{str(key): value for key, value in row.items()} for row in result.to_frame().to_dict("records")], False
+        )
 
 
 @bench.command("modes")
@@ -238,4 +240,5 @@ def bench_modes(
         from featalign.plots.federated import noise_cost
 
         noise_cost(frame).write_html(figure, include_plotlyjs=True)
-    print_rows(frame.astype(object).where(frame.notna(), None).to_dict("records"), as_json)
+    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    print_rows([{str(key): value for key, value in row.items()} for row in rows], as_json)
