@@ -51,7 +51,7 @@ def section(result: PaperResult) -> str:
     ]
     for part in dict.fromkeys(frame["part"]):
         lines += [f"**{part}**, by {entry.axis}\n", table(frame[frame["part"] == part]), ""]
-    lines += [*published(entry, frame), *(f"* Differs: {text}." for text in entry.deviations), ""]
+    lines += [*published(entry, frame, config["dataset"]), *(f"* Differs: {text}." for text in entry.deviations), ""]
     return "\n".join(lines)
 
 
@@ -77,11 +77,12 @@ def table(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def published(entry: Experiment, frame: pd.DataFrame) -> list[str]:
+def published(entry: Experiment, frame: pd.DataFrame, dataset: str) -> list[str]:
     """Published values beside ours; a line that says so where none was found."""
-    if not entry.published:
+    known = [value for value in entry.published if value.dataset == dataset]
+    if not known:
         return ["* Published: no number was found in the sources at hand that belongs beside a row."]
-    return [_beside(value, frame) for value in entry.published]
+    return [_beside(value, frame) for value in known]
 
 
 def _beside(value: Published, frame: pd.DataFrame) -> str:

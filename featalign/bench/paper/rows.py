@@ -40,13 +40,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Published:
-    """A value of the paper, in per cent: where it stands, and which of our rows it belongs beside."""
+    """A value of the paper, in per cent: where it stands, and which of our rows on which data set it belongs beside."""
 
     value: float
     where: str
     part: str
     row: str
     x: float | None = None
+    dataset: str = "mnist"
 
 
 @dataclass(frozen=True)
