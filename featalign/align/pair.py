@@ -136,8 +136,9 @@ class Pair:
 
     def within(self, side: int) -> CrossMoments:
         """Joint moments of the source (0) or the target (1) with itself: `covariance_ab` is what its units share."""
-        module, graph, place = (each[side] for each in (self.clients.modules, self.clients.graphs, self.clients.index))
-        alone = replace(self.clients, modules=(module,) * 2, graphs=(graph,) * 2, index=(place,) * 2, bases={})
+        clients = self.clients
+        module, graph, place = clients.modules[side], clients.graphs[side], clients.index[side]
+        alone = replace(clients, modules=(module, module), graphs=(graph, graph), index=(place, place), bases={})
         return Pair(alone, self.name).moments
 
     @property

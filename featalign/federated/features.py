@@ -133,7 +133,12 @@ class FeatureWatch:
             with warnings.catch_warnings():  # dead units and narrow dictionaries are routine on a small probe
                 warnings.simplefilter("ignore", DictionaryWarning)
                 trained = train_many(
-                    [each[space] for each in held], seeds=(self.seed,), metadata=facts, starts=starts, **wanted
+                    [each[space] for each in held],
+                    seeds=(self.seed,),
+                    metadata=facts,
+                    starts=starts,
+                    allow_narrow=True,
+                    **wanted,
                 )
             for seen, each, (dictionary,) in zip(found, held, trained):
                 seen.dictionaries[space], seen.codes[space] = dictionary, dictionary.encode(each[space])

@@ -229,9 +229,8 @@ class Server:
         rows["traffic"] += traffic
         rows["clients"] += client_rows(closed, names, own, traffic)
         rows["faults"] += closed.faults
-        features, flows = [], []
-        if self.features.due(closed.round) and closed.used:
-            features, flows = self.features.look(closed.round, closed.used, self.weights)
+        seen = self.features.due(closed.round) and closed.used
+        features, flows = self.features.look(closed.round, closed.used, self.weights) if seen else ([], [])
         rows["features"] += features
         rows["flows"] += flows
         better = self.federation.task.metric.higher_is_better

@@ -33,7 +33,7 @@ def masked(summand: State, client: str, clients: Sequence[str], secret: int) -> 
         for other in clients:
             if other != client:
                 sign = 1 if client < other else -1
-                total = total + sign * _mask(secret, *sorted((client, other)), name, value.shape)
+                total = total + sign * _mask(secret, min(client, other), max(client, other), name, value.shape)
         found[name] = total
     return found
 

@@ -43,6 +43,15 @@ def base(problem: FusionProblem) -> str | None:
     return None
 
 
+@NEEDS.register("layers")
+def layers(problem: FusionProblem) -> str | None:
+    """Some linear or convolutional layer runs once as a module of its own, so that what it reads is seen."""
+    client = problem.clients[problem.reference]
+    if any(layer.calls == 1 and affine.is_affine(client.get_submodule(layer.module)) for layer in problem.graph.layers):
+        return None
+    return "no linear layer runs as a module of its own, so that no Gram matrix of its inputs can be read"
+
+
 @NEEDS.register("dictionaries")
 def dictionaries(problem: FusionProblem) -> str | None:
     """Every hidden space can be read, so that a dictionary can be trained of it."""

@@ -57,7 +57,8 @@ def feature_flow(flows: pd.DataFrame, title: str) -> go.Figure:
     colors = dict(zip(STATES, CATEGORIES))
     nodes: dict[tuple[int, str], int] = {}
     links: dict[str, list[float | str]] = {"source": [], "target": [], "value": [], "color": []}
-    for (number, before, after), count in flows.groupby(["round", "before", "after"])["count"].sum().items():
+    summed = flows.groupby(["round", "before", "after"], as_index=False)["count"].sum()
+    for number, before, after, count in summed[["round", "before", "after", "count"]].itertuples(index=False):
         at = rounds.index(number)
         for key in ((at, before), (at + 1, after)):
             nodes.setdefault(key, len(nodes))

@@ -49,7 +49,7 @@ def fates(frame: pd.DataFrame) -> go.Figure:
     `frame`: seed, space, row, client and a count per fate; counts are summed over spaces and seeds.
     """
     counts = frame.groupby(["row", "client"], sort=False)[list(FATES)].sum()
-    shares = counts.div(counts.sum(1).clip(lower=1), axis=0)
+    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
     labels = [[row for row, _ in shares.index], [client for _, client in shares.index]]
     figure = go.Figure()
     for name, colour in FATES.items():

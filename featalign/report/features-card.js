@@ -1,5 +1,5 @@
 // The card of a feature, or of two that go together side by side: the same contexts in both.
-const LEVELS = 255, SPACES = { " ": " ", "\n": "↵\n", "\t": "⇥\t" };
+const LEVELS = 255, SPACES = new Map([["\n", "↵"], ["\t", "⇥"]]);
 
 // `go(client, latent)` opens another feature.
 async function featureCard(data, view, i, go) {
@@ -213,7 +213,7 @@ function strips(data, sides, entry) {
     const line = make("p", "tokens");
     entry.context[5].forEach((word, t) => {
       const level = acts ? acts.acts[t] / LEVELS : 0, middle = t === entry.context[4];
-      const text = data.content.strings[word], token = make("span", middle ? "top" : "", text in SPACES ? SPACES[text] : text);
+      const text = data.content.strings[word], token = make("span", middle ? "top" : "", SPACES.get(text) ?? text);
       if (level > 0.02) token.style.setProperty("--level", level.toFixed(2));
       if (acts && level > 0.02) token.title = "activation " + short(level * block.max[latent]);
       line.append(token);

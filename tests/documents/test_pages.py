@@ -6,7 +6,7 @@ from tests.documents.given import BESIDES, GIVEN, ROOT, blocks, run_here
 
 WITHOUT = {
     *("index.md", "install.md", "bibliography.md"),  # a menu, commands and a list
-    "vision.md",  # tables, each with its command
+    *("vision.md", "paper.md"),  # tables, each with its command
 }
 RUNNER = """
 import os, sys, traceback

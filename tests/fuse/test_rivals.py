@@ -157,6 +157,19 @@ def test_regmean_is_the_least_squares_layer_of_all_clients() -> None:
     assert not torch.allclose(plain[0].weight, fused[0].weight, atol=1e-2)
 
 
+def test_regmean_wants_layers_that_are_seen_at_work() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.v = nn.Parameter(torch.randn(9, 12)), nn.Parameter(torch.randn(5, 9))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x @ self.w.T).relu() @ self.v.T
+
+    problem = FusionProblem(Cohort.of([Bare(), Bare()], inputs(), task="classification"))
+    assert "no Gram matrix" in str(available(problem)["regmean"])
+
+
 def ancestors() -> tuple[nn.Module, list[nn.Module]]:
     """A network and two that differ from it in a few weights each."""
     base = network(bias=True)

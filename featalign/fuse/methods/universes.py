@@ -59,16 +59,16 @@ def _turned(problem: FusionProblem, space: Space) -> tuple[SpaceMap, ...]:
         cross[k, other] = moments.covariance_ab + torch.outer(moments.mean_a, moments.mean_b)
         cross[other, k] = cross[k, other].T
     eye = torch.eye(space.size, dtype=torch.float64)
-    outs, value = [eye if k == problem.reference else None for k in range(count)], -float("inf")
+    outs, value = {problem.reference: eye}, -float("inf")
     for _ in range(SWEEPS):
         for k in range(count):
-            others = [j for j in range(count) if j != k and outs[j] is not None]
+            others = [outs[j] @ cross[j, k] for j in outs if j != k]
             if others:  # at first only the reference is placed
-                goal = sum(outs[j] @ cross[j, k] for j in others)  # type: ignore[operator,misc]
-                outs[k] = polar(goal + 1e-9 * goal.norm() * eye)  # type: ignore[union-attr]
-        now = sum(float((outs[j] @ cross[j, k] * outs[k]).sum()) for j, k in cross if j < k)  # type: ignore[operator]
+                goal = torch.stack(others).sum(0)
+                outs[k] = polar(goal + 1e-9 * goal.norm() * eye)
+        now = sum(float((outs[j] @ cross[j, k] * outs[k]).sum()) for j, k in cross if j < k)
         if now <= value + STILL * abs(value):
             break
         value = now
-    turned = [outs[problem.reference].T @ out for out in outs]  # type: ignore[union-attr,operator]
+    turned = [outs[problem.reference].T @ outs[k] for k in range(count)]
     return tuple(SpaceMap(out, out.T.contiguous(), Symmetry.ORTHOGONAL) for out in turned)
