@@ -200,14 +200,14 @@ def test_interrupted_run_resumes_and_leaves_nothing_half_written(digits, split, 
     def interrupted(model, *rest):
         if len(trained) == 1:
             raise KeyboardInterrupt
-        trained.append(rest[-2])
+        trained.append(rest[-3])
         return real(model, *rest)
 
     monkeypatch.setattr(module, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         clients.train_clients(digits, split, None, QUICK, progress=False)
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(module, "train", lambda model, *rest: trained.append(rest[-2]) or real(model, *rest))
+    monkeypatch.setattr(module, "train", lambda model, *rest: trained.append(rest[-3]) or real(model, *rest))
     clients.train_clients(digits, split, None, QUICK, progress=False)
     assert trained == ["client A, seed 0", "client B, seed 0"]
 

@@ -188,7 +188,7 @@ def test_bad_modules_probes_and_options_are_named(own):
     with torch.no_grad():
         broken[2].weight[0, 0] = np.nan
     cases = [
-        (([modules[0], deeper], x, (x, y)), {}, "architecture"),
+        (([modules[0], deeper], x, (x, y)), {}, "equal widths"),
         ((modules, x[:0], (x, y)), {}, "empty"),
         ((modules, x[:, :7], (x, y)), {}, "rejects the probe"),
         (([], x, (x, y)), {}, "zero clients"),

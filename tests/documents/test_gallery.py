@@ -22,7 +22,9 @@ def test_it_runs_and_draws(script, tmp_path, monkeypatch):
         assert drawn["page"].stat().st_size > 10_000
     else:
         traces = drawn["figure"].data
-        assert traces and all(len(next(v for v in (t.y, t.x, t.z) if v is not None)) for t in traces)
+        assert traces and all(
+            len(next(v for v in (getattr(t, axis, None) for axis in "yxz") if v is not None)) for t in traces
+        )
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

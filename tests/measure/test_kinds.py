@@ -42,7 +42,7 @@ MEASURES = {
 LABELLED = ["class_profile", "class_selectivity", "class_entropy", "separability", "sparse_probing"]
 LABELLED += ["targeted_perturbation", "absorption"]
 ATOMS_ONLY = {"feature_dimensionality", "match_scores", "pairwise_mcc", "redundancy", "relative_norms"}
-OTHER = {"MatchScores", "Score", "mean_score", "cycle_consistency"}
+OTHER = {"Agreement", "MatchScores", "Score", "mean_score", "cycle_consistency", "latent_strengths", "norm_shares"}
 
 
 def same(a, b):

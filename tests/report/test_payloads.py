@@ -150,8 +150,8 @@ def harmless(found, sections):
 @pytest.mark.parametrize("bypass_csp", [True, False])
 def test_layer_names_on_the_compare_page(compared, chromium, bypass_csp):
     found = looked_at(chromium, compared / "report.html", bypass_csp)
-    harmless(found, 10)
-    assert found["figures"] == 7
+    harmless(found, 11)
+    assert found["figures"] == 8
     assert f"Space {PAYLOADS[0]}" in found["text"] and f"Space {PAYLOADS[9]}" in found["text"]
 
 
@@ -171,7 +171,7 @@ def test_a_tampered_run_folder(compared, diagnosed, chromium, shift, tmp_path, m
     monkeypatch.setattr(f"{__name__}.PAYLOADS", order)
     folder = frames_tampered(compared, tmp_path / "compared", order)
     rebuild(folder)
-    harmless(looked_at(chromium, folder / "report.html", True), 10)
+    harmless(looked_at(chromium, folder / "report.html", True), 11)
     folder = frames_tampered(diagnosed, tmp_path / "diagnosed", order)
     rebuild(folder)
     harmless(looked_at(chromium, folder / "report.html", True), sections_of(diagnosed))

@@ -201,7 +201,7 @@ def test_plan_is_immutable_and_shows_its_certificate():
 
 
 def test_planted_pairs_are_found_and_the_rest_stays_unmatched():
-    from featalign.bench.transport import planted_latents
+    from featalign.bench.latents import planted_latents
     from featalign.transport import ground_cost, null_threshold
 
     a, b, twin = planted_latents(400, 800)

@@ -35,6 +35,7 @@ from featalign.studies.diagnose.verdicts import DRAW, MODEL, RANDOM, RANDOM_WEIG
 from featalign.tracking import Log
 
 CLASS_ROWS = 6000
+SHUFFLES = 5  # draws of shuffled labels
 DRIVEN = 256  # units whose driving inputs are looked at, those that carry the fewest features first
 logger = logging.getLogger(__name__)
 
@@ -224,18 +225,19 @@ class Layer:
         return kinds, columns
 
     def _classes(self, acts: torch.Tensor, codes: torch.Tensor) -> tuple[Score | None, Score | None]:
-        """Selectivity of units and latents, and 1-sparse probes, each against shuffled labels."""
+        """Selectivity of units and latents, and 1-sparse probes, against the largest of some draws of mixed labels."""
         if self.labels is None:
             return None, None
         acts, codes, labels = acts[:CLASS_ROWS], codes[:CLASS_ROWS], self.labels[: len(acts)][:CLASS_ROWS]
-        mixed = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
+        draw = torch.Generator().manual_seed(1)
+        mixed = [labels[torch.randperm(len(labels), generator=draw)] for _ in range(SHUFFLES)]
         found = []
         for name, values in (("unit", acts), ("latent", codes)):
             often = (values > 0).double().mean(0) >= max(self.config.firing_rate, 3 / len(values))
             values = values[:, often]
             if not values.shape[1]:
                 return None, None
-            null = float(measure.class_selectivity(values, mixed).nanmean())
+            null = max(float(measure.class_selectivity(values, each).nanmean()) for each in mixed)
             score = measure.mean_score(measure.class_selectivity(values, labels).numpy(), null=null)
             self._measure(f"{name}_selectivity", score)
             self._measure(f"{name}_probing", measure.sparse_probing(values, labels))
@@ -296,6 +298,7 @@ class Layer:
                 continue
             acts = self.train[name][:12_000]
             options: dict[str, Any] = {"widths": [self.units, 2 * self.units], "steps": self.config.sweep_steps}
+            options["allow_narrow"] = True  # what the layer's rows suffice for is the budget's to say
             swept = _quiet(sweep, acts, seeds=seeds, **options)
             for row, basis in zip(swept.frame.to_dict(orient="records"), swept.dictionaries):
                 psi = measure.effective_features(basis.encode(acts[:4000]), basis.atoms) / self.units
