@@ -4,7 +4,7 @@ No pickle is read or written. What cannot be written raises `StorageError`, what
 """
 
 from featalign.storage.cache import CacheWarning, cache_folder, cached, fingerprint
-from featalign.storage.files import plain, read_json, read_text, write_bytes, write_json
+from featalign.storage.files import plain, read_json, read_text, read_toml, write_bytes, write_json
 from featalign.storage.folders import (
     MARKER,
     atomic_folder,
@@ -36,6 +36,7 @@ __all__ = [
     "plain",
     "read_json",
     "read_text",
+    "read_toml",
     "recover",
     "refuse_existing",
     "replace_folder",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def read_json(path: Path | str) -> Any:
         return json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise CorruptFile(f"{str(path)!r} is not valid JSON ({error}); delete it and run again") from error
+
+
+def read_toml(path: Path | str) -> dict[str, Any]:
+    """Read TOML; raises `CorruptFile` with the path when it does not parse."""
+    try:
+        return tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as error:
+        raise CorruptFile(f"'{path}' is not valid TOML: {error}") from error
 
 
 def plain(value: Any) -> Any:

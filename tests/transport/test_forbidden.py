@@ -82,8 +82,10 @@ BALANCED = {
 
 
 def check_mask(seed):
+    """Every solver against the linear program; whether there was a balanced plan to compare."""
     cost, a, b, allowed = draw(seed)
     optimum, total = program(cost, a, b, allowed), float(np.sum(a))
+    balanced = optimum is not None
     junk = np.where(allowed, cost, [np.nan, np.inf, -1e300][seed % 3])  # what the mask forbids is never read
     for method, options in BALANCED.items():
         plan = answer(junk, a, b, method, mask=allowed, **options)
@@ -96,7 +98,7 @@ def check_mask(seed):
                 assert abs(plan.value - optimum) <= TIGHT * total, (seed, method)
                 assert plan.gap <= TIGHT * total, (seed, method)
     if not allowed.any():
-        return
+        return balanced
     price = 0.4
     for method, options in (("partial", {}), ("sparse", BALANCED["sparse"])):
         plan = solve(junk, a, b, method, mask=allowed, threshold=price, **options)
@@ -117,9 +119,10 @@ def check_mask(seed):
         assert plan.dense()[~allowed].sum() == 0
         assert plan.lower_bound <= plan.value <= plan.lower_bound + 1e-2 * total, (seed, plan.gap)
     if allowed.all():
-        return
+        return balanced
     with pytest.raises(errors.TransportError, match="no mask"):
         solve(cost, a, b, "gromov", mask=allowed, structure_a=np.eye(len(a)), structure_b=np.eye(len(b)))
+    return balanced
 
 
 def check_price(seed):
@@ -148,6 +151,7 @@ def check_price(seed):
         assert plan.lower_bound <= feasible + TIGHT * total
     plan = solve(dear, a, b, "unbalanced", divergence="tv", price=0.4)
     assert abs(plan.value - program(cost, a, b, allowed, price=0.8)) <= TIGHT * total, seed
+    return optimum is not None
 
 
 def quarter_forbidden(n=200):
@@ -258,13 +262,11 @@ def test_gromov_is_one_of_the_registered_solvers():
 
 @pytest.mark.parametrize("check", [check_mask, check_price])
 def test_against_linear_programming(check):
-    for seed in range(30):
-        check(seed)
+    assert sum(check(seed) for seed in range(30)) >= 20
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [check_mask, check_price])
 @pytest.mark.parametrize("start", range(0, 500, 50))
 def test_five_hundred_problems_against_linear_programming(check, start):
-    for seed in range(start, start + 50):
-        check(seed)
+    assert sum(check(seed) for seed in range(start, start + 50)) >= 30

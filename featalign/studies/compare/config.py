@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Self
 
 from featalign import options as typed
 from featalign import storage
-from featalign.errors import BadOption, CorruptFile
+from featalign.errors import BadOption
 from featalign.studies.result import config_dict
 
 Options = Mapping[str, Any]
@@ -86,15 +85,9 @@ class CompareConfig:
     @classmethod
     def from_toml(cls, path: Path | str) -> Self:
         """Read a configuration; raises `CorruptFile`, or `BadOption` with the offending key."""
-        try:
-            content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise BadOption(f"no configuration '{path}': {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise CorruptFile(f"'{path}' is not UTF-8 text: {error}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise CorruptFile(f"'{path}' is not valid TOML: {error}") from error
-        return typed.read(cls, content, f"'{path}'")
+        if not Path(path).is_file():
+            raise BadOption(f"no configuration '{path}'")
+        return typed.read(cls, storage.read_toml(path), f"'{path}'")
 
     def changed(self, **values: Any) -> Self:
         """A copy with some options replaced."""

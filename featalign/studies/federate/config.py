@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from featalign import options as typed
 from featalign import storage
 from featalign.clients.training import TrainConfig
 from featalign.data.partition import schemes
-from featalign.errors import BadOption, CorruptFile
+from featalign.errors import BadOption
 from featalign.federated import Fusing, Local, Settings
 
 
@@ -182,8 +181,4 @@ class FederateConfig(RunSettings):
     @classmethod
     def from_toml(cls, path: Path | str) -> Self:
         """Read a configuration; raises `CorruptFile`, or `BadOption` with the offending key."""
-        try:
-            content = tomllib.loads(storage.read_text(path))
-        except tomllib.TOMLDecodeError as error:
-            raise CorruptFile(f"'{path}' is not valid TOML: {error}") from error
-        return typed.read(cls, content, f"'{path}'")
+        return typed.read(cls, storage.read_toml(path), f"'{path}'")

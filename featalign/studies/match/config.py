@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +11,7 @@ from featalign import options as typed
 from featalign import storage
 from featalign.align.correspondence import Rule
 from featalign.align.geometry import GEOMETRIES
-from featalign.errors import BadOption, CorruptFile
+from featalign.errors import BadOption
 
 WITNESSES = ("", "crosscoder")
 
@@ -93,11 +92,7 @@ class MatchRunConfig(MatchConfig):
     @classmethod
     def from_toml(cls, path: Path | str) -> Self:
         """Read a configuration; raises `CorruptFile`, or `BadOption` with the offending key."""
-        try:
-            content = tomllib.loads(storage.read_text(path))
-        except tomllib.TOMLDecodeError as error:
-            raise CorruptFile(f"'{path}' is not valid TOML: {error}") from error
-        return typed.read(cls, content, f"'{path}'")
+        return typed.read(cls, storage.read_toml(path), f"'{path}'")
 
     def changed(self, **values: Any) -> Self:
         """A copy with some options replaced."""
