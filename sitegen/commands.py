@@ -38,7 +38,7 @@ def options(command: object) -> Iterator[str]:
     for parameter in getattr(command, "params", []):
         names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
         if parameter.param_type_name == "argument":
-            names = f"`{parameter.make_metavar() if not parameter.metavar else parameter.metavar}`"
+            names = f"`{parameter.metavar or parameter.name.upper()}`"
         default = parameter.default
         shown = f" Default: `{default}`." if default not in (None, False, (), [], ...) and default != "" else ""
         rows.append(
