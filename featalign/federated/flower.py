@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,26 +121,44 @@ class FeatureAlign(FedAvg):  # type: ignore[misc]
 class GridEngine:
     """An engine of `drive` whose clients are the nodes of a Flower grid, found by one round of questions.
 
+    Args:
+        min_available_nodes: waits until so many nodes are connected; raises `TimeoutError` when they do not come.
+        timeout: in seconds, of that and of every exchange.
+
     Attributes:
         nodes, sizes: node and samples of each client that runs `client_app`, by name.
+        failed: what the nodes say that could not answer.
     """
 
-    def __init__(self, grid: Grid, timeout: float = 3600.0) -> None:
+    def __init__(self, grid: Grid, min_available_nodes: int = 2, timeout: float = 3600.0) -> None:
         self.grid, self.timeout = grid, timeout
-        found = {}
-        asking = [Message(RecordDict(), node, MessageType.QUERY) for node in grid.get_node_ids()]
+        found, self.failed = {}, []
+        asking = [Message(RecordDict(), node, MessageType.QUERY) for node in self._connected(min_available_nodes)]
         for reply in grid.send_and_receive(asking, timeout=timeout):
-            if not reply.has_error():
+            if reply.has_error():
+                self.failed.append(str(reply.error.reason)[:200])
+            else:
                 told = reply.content[CONFIG]
                 found[str(told["client"])] = (reply.metadata.src_node_id, int(told[EXAMPLES]))
         self.nodes = {name: node for name, (node, _) in sorted(found.items())}
         self.sizes = {name: samples for name, (_, samples) in sorted(found.items())}
 
+    def _connected(self, least: int) -> list[int]:
+        """Nodes of the grid, once there are enough: simulated and real ones connect after the server has started."""
+        end = time.monotonic() + self.timeout
+        while len(nodes := list(self.grid.get_node_ids())) < least:
+            if time.monotonic() > end:
+                raise TimeoutError(f"{len(nodes)} of min_available_nodes = {least} connected in {self.timeout:g} s")
+            time.sleep(0.5)
+        return nodes
+
     def require(self, names: Sequence[str]) -> None:
         """Raise `BadOption` when a client that the server counts on is no node."""
         missing = [name for name in names if name not in self.nodes]
         if missing:
-            raise BadOption(f"client '{missing[0]}' is no node of the grid; nodes: {', '.join(self.nodes)}")
+            nodes = ", ".join(self.nodes) or "none that answers"
+            failed = f"; {len(self.failed)} failed: {self.failed[0]}" if self.failed else ""
+            raise BadOption(f"client '{missing[0]}' is no node of the grid; nodes: {nodes}{failed}")
 
     def __call__(self, orders: Sequence[Order]) -> list[Report | Failure]:
         """Answers in the orders' order; who gave none in time is left out."""
@@ -194,6 +213,7 @@ def server_app(
     rounds: int,
     done: Callable[[FederatedResult], None],
     folder: Path | str | None = None,
+    min_available_nodes: int = 2,
 ) -> ServerApp:
     """A server that runs rounds over the nodes of a grid.
 
@@ -201,6 +221,7 @@ def server_app(
         federation: what the server knows, from the context and `{client: samples}`; see `Federation.remote`.
         done: called with the result.
         folder: where every round is saved.
+        min_available_nodes: waits until so many nodes are connected.
     """
     from featalign.federated.checkpoint import open_folder, restore
 
@@ -208,7 +229,7 @@ def server_app(
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        engine = GridEngine(grid)
+        engine = GridEngine(grid, min_available_nodes)
         server = Server(federation(context, engine.sizes), settings)
         engine.require(server.federation.names)
         place = None if folder is None else open_folder(folder, server, resume=True)

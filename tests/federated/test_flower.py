@@ -142,6 +142,23 @@ def test_a_node_that_fails_is_a_failure_and_a_missing_client_an_error():
         GridEngine(LocalGrid(client_app(lambda context: small()), 4)).require(["A", "E"])
 
 
+class Late(LocalGrid):
+    """Nodes that connect after the server has started."""
+
+    asked = 0
+
+    def get_node_ids(self):
+        self.asked += 1
+        return super().get_node_ids()[: self.asked]
+
+
+def test_the_server_waits_for_its_nodes():
+    grid = Late(client_app(lambda context: small()), 4)
+    assert len(GridEngine(grid, min_available_nodes=3).nodes) == 3
+    with pytest.raises(TimeoutError, match="4 of min_available_nodes = 5 connected in 0.1 s"):
+        GridEngine(grid, 5, timeout=0.1)
+
+
 @pytest.mark.slow
 def test_flowers_simulation_on_ray_gives_the_figures_of_the_process():
     pytest.importorskip("ray", reason="Ray is not installed (pip install 'flwr[simulation]')")
@@ -149,7 +166,8 @@ def test_flowers_simulation_on_ray_gives_the_figures_of_the_process():
 
     fuse = ("vanilla", {"refit": "moments", "calibrate": True})
     here, found = run(small(3), 2, progress=False, fuse=fuse), []
-    app = server_app(lambda context, sizes: small(3), Settings(fuse=Fusing.of(fuse)), 2, found.append)
+    settings = Settings(fuse=Fusing.of(fuse))
+    app = server_app(lambda context, sizes: small(3), settings, 2, found.append, min_available_nodes=3)
     one = {"init_args": {"num_cpus": 1, "include_dashboard": False}, "client_resources": {"num_cpus": 1}}
     run_simulation(app, client_app(lambda context: small(3)), 3, backend_config=one)
     for name, frame in here.figures_only().items():
