@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from featalign.errors import BadOption
+from featalign.federated.messages import Failure, Order, Report
+from featalign.federated.rounds import InProcess, drive
+from featalign.federated.server import Server
+from featalign.fuse.moments import INPUTS
 from featalign.studies.federate.config import FederateConfig
 from featalign.studies.federate.run import federation_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from featalign.federated import Federation
 
 ROUNDS: Mapping[str, Mapping[str, Any]] = {
     "weights (FedAvg)": {},
@@ -21,60 +29,140 @@ ROUNDS: Mapping[str, Mapping[str, Any]] = {
     "readout from masked sums": {"calibrate": "masked"},
     "moments, readout from sums": {"refit": "moments", "calibrate": True},
 }
+AVERAGE = "weights, position by position"
+ENSEMBLE = "ensemble of all clients"
 ONE_SHOT: Mapping[str, Mapping[str, Any]] = {
-    "weights, position by position": {},
+    AVERAGE: {},
     "Gromov on Gram matrices": {"match": "gromov"},
     "Gromov on Gram matrices, refit from moments": {"match": "gromov", "refit": "moments"},
     "public probe, aligned and refitted": {"fuse": "ot-acts", "refit": True},
     "public probe, zip": {"fuse": "zip"},
+    "public probe, zip, readout from sums": {"fuse": "zip", "calibrate": True},
 }
 NOISE = (0.001, 0.01, 0.1)
+NOISY = ("moments only", "readout from sums")
 
 
 def modes(
-    dataset: str = "digits",
-    clients: int = 10,
-    alpha: float = 0.1,
-    rounds: int = 20,
-    samples: int = 0,
+    config: FederateConfig,
     epochs: int = 10,
-    noise: tuple[float, ...] = NOISE,
-    seed: int = 0,
+    noise: Sequence[float] = NOISE,
+    only: Sequence[str] = (),
+    federation: Federation | None = None,
 ) -> pd.DataFrame:
     """A row per mode: rounds from a shared start, the same with noise on moments, one shot from independent starts.
 
     Args:
-        samples: training samples that are dealt, from the first on; 0 for all.
+        config: of clients, network and rounds, without runs of its own.
         epochs: of local training before one-shot fusion (rounds train one epoch).
         noise: standard deviations, in units of each Gram matrix's mean diagonal.
+        only: modes to run; all by default. Raises `BadOption` for another name.
+        federation: in place of the one that `config` describes.
 
-    Columns: start, mode, noise, kinds (that go up), kB up per client and round, value (headline metric on the test set
-    after the last round), late (mean over the last five rounds), rounds to 90 %.
+    Columns: seed, start, mode, noise, kinds (that go up), kB up (per client and round), value (headline metric on the
+    test set after the last round), late (mean over the last five rounds), rounds to 90 %, and why a mode does not apply.
     """
     import pandas as pd
 
-    rows = []
-    plans = [("shared", name, 0.0, given) for name, given in ROUNDS.items()]
-    for sigma in noise:
-        plans += [("shared", name, sigma, ROUNDS[name]) for name in ("moments only", "readout from sums")]
-    plans += [("independent", name, 0.0, given) for name, given in ONE_SHOT.items()]
-    for start, name, sigma, given in plans:
-        once = start == "independent"
-        settings: dict[str, Any] = {"start": start, "rounds": 1 if once else rounds, "epochs": epochs if once else 1}
-        config = FederateConfig(
-            dataset=dataset, clients=clients, alpha=alpha, samples=samples, noise=sigma, watch=0, seed=seed, **settings,
-            **given,
-        )  # fmt: skip
-        rows.append({"start": start, "mode": name, "noise": sigma, **_row(config)})
-    return pd.DataFrame(rows)
+    known = {*ROUNDS, *ONE_SHOT, ENSEMBLE}
+    if unknown := [name for name in only if name not in known]:
+        raise BadOption(f"no mode '{unknown[0]}'; modes: {', '.join(sorted(known))}")
+    federation = federation or federation_of(config)
+    config = replace(config, watch=0)
+    rows = [*_rounds(federation, config, noise, only or ROUNDS), *_one_shot(federation, config, epochs, only or known)]
+    return pd.DataFrame([{"seed": config.seed, **row} for row in rows])
 
 
-def _row(config: FederateConfig) -> dict[str, Any]:
-    from featalign.federated import InProcess, Server, drive
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over the seeds of `modes`, a row per start, mode and noise."""
+    grouped = frame.groupby(["start", "mode", "noise"], sort=False)
+    return grouped.agg(
+        seeds=("seed", "nunique"),
+        kinds=("kinds", "first"),
+        kB_up=("kB up", "mean"),
+        value=("value", "mean"),
+        value_std=("value", "std"),
+        late=("late", "mean"),
+        rounds_to_90=("rounds to 90 %", "mean"),
+        reached_90=("rounds to 90 %", "count"),
+    ).reset_index()
 
-    federation = federation_of(config)
-    server = Server(federation, config.settings(federation.recipe, config.seed))
-    result = drive(server, InProcess(federation, server.settings.local), config.rounds, progress=False)
+
+def _rounds(
+    federation: Federation, config: FederateConfig, noise: Sequence[float], names: Sequence[str] | Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    plans = [(name, 0.0) for name in ROUNDS if name in names]
+    plans += [(name, sigma) for sigma in noise for name in NOISY if name in names]
+    for name, sigma in plans:
+        yield {"start": "shared", "mode": name, "noise": sigma, **_row(federation, config, ROUNDS[name], sigma)}
+
+
+def _one_shot(
+    federation: Federation, config: FederateConfig, epochs: int, names: Sequence[str] | set[str]
+) -> Iterator[dict[str, Any]]:
+    """Fused once, all from the same trained clients; and these clients as an ensemble."""
+    wanted = [name for name in ONE_SHOT if name in names]
+    if not wanted and ENSEMBLE not in names:
+        return
+    config = replace(config, start="independent", rounds=1, epochs=epochs)
+    engine = _Once(federation, config.settings(federation.recipe, config.seed).local)
+    facts = {"start": "independent", "noise": 0.0}
+    for name in wanted:
+        yield {"mode": name, **facts, **_row(federation, config, ONE_SHOT[name], engine=engine)}
+    if ENSEMBLE in names:
+        if not engine.kept:
+            _row(federation, config, ONE_SHOT[AVERAGE], engine=engine)
+        yield {"mode": ENSEMBLE, **facts, "kinds": "weights", "value": _ensemble(federation, list(engine.kept.values()))}
+
+
+class _Once(InProcess):
+    """Clients that train once, whoever asks; what an order does not want stays at home."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.kept: dict[str, Report] = {}
+
+    def answer(self, order: Order) -> Report | Failure:
+        if not order.train:
+            return super().answer(order)
+        if order.client not in self.kept:
+            found = super().answer(replace(order, wants=("moments", "input-moments")))
+            if isinstance(found, Failure):
+                return found
+            self.kept[order.client] = found
+        report = self.kept[order.client]
+        wanted = {name: "input-moments" if name == INPUTS else "moments" for name in report.moments}
+        return replace(report, moments={name: report.moments[name] for name in wanted if wanted[name] in order.wants})
+
+
+def _ensemble(federation: Federation, reports: Sequence[Report]) -> float:
+    """Headline metric of all clients' networks together, weighed by samples."""
+    from featalign.clients import Ensemble, evaluate
+
+    members = []
+    for report in reports:
+        members.append(federation.make(0))
+        members[-1].load_state_dict(report.weights)
+    total = sum(report.statistics["samples"] for report in reports)
+    weights = [report.statistics["samples"] / total for report in reports]
+    scores = evaluate(Ensemble(members, weights, federation.task), federation.evaluation, federation.task)
+    return scores[federation.task.metric.name]
+
+
+def _row(
+    federation: Federation,
+    config: FederateConfig,
+    given: Mapping[str, Any],
+    noise: float = 0.0,
+    engine: InProcess | None = None,
+) -> dict[str, Any]:
+    try:
+        run = replace(config, noise=noise, **given)
+        server = Server(federation, run.settings(federation.recipe, config.seed))
+        engine = engine or InProcess(federation, server.settings.local)
+        result = drive(server, engine, config.rounds, progress=False)
+    except BadOption as error:
+        return {"why not": str(error)}
     up = result.frames["traffic"].query("direction == 'up'")
     values = result.to_frame()["value"]
     return {

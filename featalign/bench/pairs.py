@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from featalign.clients import DecoderConfig
+    from featalign.clients import DecoderConfig, TrainConfig
+    from featalign.federated import Federation
 
 PAIRS = ("editions", "seeds")
 VERSION = 2  # raise it when a change to training changes the weights
@@ -47,7 +48,7 @@ def language_model(
 ) -> nn.Module:
     """A trained character model, cached by everything that determines its weights."""
     from featalign import storage
-    from featalign.clients import TrainConfig, build, train
+    from featalign.clients import build, train
     from featalign.data.text import Stream
 
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
@@ -57,12 +58,48 @@ def language_model(
     if path.exists():
         module.load_state_dict(storage.load_tensors(path), strict=False)
         return module.eval()
-    recipe = TrainConfig(
-        batch_size=32, lr=3e-3, weight_decay=0.01, optimizer="adam", schedule="one-cycle", warmup=0.1, steps=steps
-    )
+    recipe = training(steps)
     train(module, Stream(tokens, config.context), None, "next-token", recipe, seed, progress, "decoder")
     storage.save_tensors(path, {name: t for name, t in module.state_dict().items() if t.is_floating_point()})
     return module.eval()
+
+
+def training(steps: int, **changed: Any) -> TrainConfig:
+    """How the character models train; the learning rate runs through one cycle unless `changed`."""
+    from featalign.clients import TrainConfig
+
+    usual = {"lr": 3e-3, "weight_decay": 0.01, "optimizer": "adam", "schedule": "one-cycle", "warmup": 0.1}
+    return TrainConfig(**{"batch_size": 32, "steps": steps, **usual, **changed})
+
+
+def language_federation(
+    seed: int = 0, steps: int = 100, probe: int = 400, held_out: int = 128, **options: int
+) -> Federation:
+    """Two clients with an edition of Shakespeare each, that train a character transformer `steps` steps a round.
+
+    The probe is `probe` windows of both clients' training text; `held_out` windows of other text only measure.
+    """
+    import torch
+
+    from featalign.data.text import Stream, windows
+    from featalign.federated import Federation
+
+    train, test, alphabet = corpora("editions")
+    config = decoder(len(alphabet), **options)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.cat([windows(tokens, config.context, probe // 2, generator) for tokens in train])[:, :-1]
+    scored = windows(test, config.context, held_out, generator)
+    own = [Stream(tokens, config.context) for tokens in train]
+    recipe = training(steps, schedule="constant", warmup=0.0, lr=1e-3)
+    names = ("modern", "folio")
+    return Federation.gather(own, config, inputs, (scored[:, :-1], scored[:, 1:]), "next-token", names, recipe)
+
+
+def decoder(vocabulary: int, **options: int) -> DecoderConfig:
+    """Width 48, 2 blocks, 4 heads unless `options` say otherwise."""
+    from featalign.clients import DecoderConfig
+
+    return DecoderConfig(**{"vocabulary": vocabulary, "width": 48, "hidden": 192, "context": 48, **options})
 
 
 def language_pair(
@@ -80,12 +117,10 @@ def language_pair(
     """
     import torch
 
-    from featalign.clients import DecoderConfig
     from featalign.data.text import windows
 
     train, test, alphabet = corpora(pair)
-    shape: dict[str, Any] = {"vocabulary": len(alphabet), "width": 48, "hidden": 192, "context": 48, **options}
-    config = DecoderConfig(**shape)
+    config = decoder(len(alphabet), **options)
     modules = [language_model(config, tokens, steps, 2 * seed + k, progress) for k, tokens in enumerate(train)]
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.cat([windows(tokens, config.context, probe // 2, generator) for tokens in train])[:, :-1]

@@ -223,22 +223,49 @@ def bench_fusion(
 
 @bench.command("modes")
 def bench_modes(
-    dataset: str = typer.Option("digits", help="Data set that is dealt to the clients."),
+    dataset: str = typer.Option(
+        "digits", help="Data set that is dealt to the clients; shakespeare: a client per edition, and a transformer."
+    ),
+    model: str = typer.Option("mlp", help="Family of the clients' network."),
     clients: int = typer.Option(10, help="Number of clients."),
+    split: str = typer.Option("dirichlet", help="Partition scheme."),
     alpha: float = typer.Option(0.1, help="Concentration of the Dirichlet split."),
     rounds: int = typer.Option(20, help="Rounds from a shared start."),
+    epochs: int = typer.Option(10, help="Of local training before one-shot fusion."),
     samples: int = typer.Option(0, help="Training samples that are dealt, from the first on; 0 for all."),
-    seed: int = typer.Option(0, help="Of split, initialisation and training."),
+    seeds: int = typer.Option(1, help="Repetitions, of split, initialisation and training."),
+    only: list[str] = typer.Option(None, metavar="MODE", help="Modes.  [default: all]"),
+    noise: list[float] = typer.Option([0.001, 0.01, 0.1], metavar="SIGMA", help="On moments; 0 for none."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of the cost of noise here."),
-    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON, a row per seed."),
 ) -> None:
     """What each way of aggregating asks of clients (weights, moments, sums, a probe), and what it reaches."""
-    from featalign.bench.modes import modes
+    import pandas as pd
 
-    frame = modes(dataset, clients, alpha, rounds, samples, seed=seed)
+    from featalign.bench.modes import modes, summary
+    from featalign.bench.pairs import language_federation
+    from featalign.studies.federate import FederateConfig
+
+    if seeds < 1:
+        raise BadOption(f"--seeds {seeds}; give at least 1")
+    sigmas = [sigma for sigma in noise if sigma]
+    frames = []
+    for seed in range(seeds):
+        if dataset == "shakespeare":
+            config = FederateConfig(clients=2, rounds=rounds, seed=seed)
+            frames.append(modes(config, epochs, sigmas, only or (), language_federation(seed)))
+        else:
+            config = FederateConfig(
+                dataset=dataset, model=model, clients=clients, split=split, alpha=alpha, rounds=rounds, samples=samples,
+                seed=seed,
+            )  # fmt: skip
+            frames.append(modes(config, epochs, sigmas, only or ()))
+    frame = pd.concat(frames, ignore_index=True)
+    short = summary(frame)
     if figure is not None:
         from featalign.plots.federated import noise_cost
 
-        noise_cost(frame).write_html(figure, include_plotlyjs=True)
-    rows = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        noise_cost(short).write_html(figure, include_plotlyjs=True)
+    shown = frame if as_json else short
+    rows = shown.astype(object).where(shown.notna(), None).to_dict("records")
     print_rows([{str(key): value for key, value in row.items()} for row in rows], as_json)
