@@ -54,13 +54,15 @@ def modes(
 
     Args:
         config: of clients, network and rounds, without runs of its own.
-        epochs: of local training before one-shot fusion (rounds train one epoch).
+        epochs: of local training before one-shot fusion (rounds train one epoch); where the recipe counts steps, so
+            many times these.
         noise: standard deviations, in units of each Gram matrix's mean diagonal.
         only: modes to run; all by default. Raises `BadOption` for another name.
         federation: in place of the one that `config` describes.
 
     Columns: seed, start, mode, noise, kinds (that go up), kB up (per client and round), value (headline metric on the
-    test set after the last round), late (mean over the last five rounds), rounds to 90 %, and why a mode does not apply.
+    test set after the last round), late (mean over the last five rounds), rounds to 90 %, why not (a mode does not
+    apply).
     """
     import pandas as pd
 
@@ -101,18 +103,19 @@ def _one_shot(
     federation: Federation, config: FederateConfig, epochs: int, names: Sequence[str] | set[str]
 ) -> Iterator[dict[str, Any]]:
     """Fused once, all from the same trained clients; and these clients as an ensemble."""
-    wanted = [name for name in ONE_SHOT if name in names]
-    if not wanted and ENSEMBLE not in names:
-        return
     config = replace(config, start="independent", rounds=1, epochs=epochs)
+    if (steps := federation.recipe.steps) is not None:
+        federation = replace(federation, recipe=replace(federation.recipe, steps=epochs * steps))
     engine = _Once(federation, config.settings(federation.recipe, config.seed).local)
     facts = {"start": "independent", "noise": 0.0}
-    for name in wanted:
-        yield {"mode": name, **facts, **_row(federation, config, ONE_SHOT[name], engine=engine)}
+    for name in ONE_SHOT:
+        if name in names:
+            yield {"mode": name, **facts, **_row(federation, config, ONE_SHOT[name], engine=engine)}
     if ENSEMBLE in names:
-        if not engine.kept:
-            _row(federation, config, ONE_SHOT[AVERAGE], engine=engine)
-        yield {"mode": ENSEMBLE, **facts, "kinds": "weights", "value": _ensemble(federation, list(engine.kept.values()))}
+        average = _row(federation, config, ONE_SHOT[AVERAGE], engine=engine)
+        shown: dict[str, Any] = {key: average[key] for key in ("kinds", "kB up", "why not") if key in average}
+        value = {} if "why not" in average else {"value": _ensemble(federation, list(engine.kept.values()))}
+        yield {"mode": ENSEMBLE, **facts, **shown, **value}
 
 
 class _Once(InProcess):

@@ -99,7 +99,8 @@ def decoder(vocabulary: int, **options: int) -> DecoderConfig:
     """Width 48, 2 blocks, 4 heads unless `options` say otherwise."""
     from featalign.clients import DecoderConfig
 
-    return DecoderConfig(**{"vocabulary": vocabulary, "width": 48, "hidden": 192, "context": 48, **options})
+    shape: dict[str, Any] = {"vocabulary": vocabulary, "width": 48, "hidden": 192, "context": 48, **options}
+    return DecoderConfig(**shape)
 
 
 def language_pair(

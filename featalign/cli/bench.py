@@ -227,6 +227,9 @@ def bench_modes(
         "digits", help="Data set that is dealt to the clients; shakespeare: a client per edition, and a transformer."
     ),
     model: str = typer.Option("mlp", help="Family of the clients' network."),
+    model_option: list[str] = typer.Option(
+        None, metavar="NAME=VALUE", help="Of the family, such as width=0.25; repeat for several."
+    ),
     clients: int = typer.Option(10, help="Number of clients."),
     split: str = typer.Option("dirichlet", help="Partition scheme."),
     alpha: float = typer.Option(0.1, help="Concentration of the Dirichlet split."),
@@ -244,11 +247,13 @@ def bench_modes(
 
     from featalign.bench.modes import modes, summary
     from featalign.bench.pairs import language_federation
+    from featalign.studies.compare.config import model_texts
     from featalign.studies.federate import FederateConfig
 
     if seeds < 1:
         raise BadOption(f"--seeds {seeds}; give at least 1")
     sigmas = [sigma for sigma in noise if sigma]
+    shape = model_texts(model, model_option or [])
     frames = []
     for seed in range(seeds):
         if dataset == "shakespeare":
@@ -256,8 +261,8 @@ def bench_modes(
             frames.append(modes(config, epochs, sigmas, only or (), language_federation(seed)))
         else:
             config = FederateConfig(
-                dataset=dataset, model=model, clients=clients, split=split, alpha=alpha, rounds=rounds, samples=samples,
-                seed=seed,
+                dataset=dataset, model=model, model_options=shape, clients=clients, split=split, alpha=alpha,
+                rounds=rounds, samples=samples, seed=seed,
             )  # fmt: skip
             frames.append(modes(config, epochs, sigmas, only or ()))
     frame = pd.concat(frames, ignore_index=True)

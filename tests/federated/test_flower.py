@@ -155,7 +155,7 @@ class Late(LocalGrid):
 def test_the_server_waits_for_its_nodes():
     grid = Late(client_app(lambda context: small()), 4)
     assert len(GridEngine(grid, min_available_nodes=3).nodes) == 3
-    with pytest.raises(TimeoutError, match="4 of min_available_nodes = 5 connected in 0.1 s"):
+    with pytest.raises(TimeoutError, match=r"4 of min_available_nodes = 5 connected in 0\.1 s"):
         GridEngine(grid, 5, timeout=0.1)
 
 

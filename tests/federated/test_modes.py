@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from featalign.clients import TrainConfig
+from featalign.bench.modes import AVERAGE, ENSEMBLE, modes, summary
+from featalign.clients import Ensemble, TrainConfig, evaluate
 from featalign.clients.cohort import Cohort
+from featalign.clients.families.mlp import MLPConfig
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.federated import ClientWarning, Federation, InProcess, Local, run
 from featalign.federated.calibrate import calibrate, readout_moments
@@ -13,6 +15,7 @@ from featalign.federated.sums import masked, summed
 from featalign.fuse import FusionProblem
 from featalign.fuse.moments import client_moments, gromov_alignments, input_moments, noised, synthetic_probe
 from featalign.spaces import trace
+from featalign.studies.federate import FederateConfig
 from tests.federated.conftest import blobs, net, small
 
 CALIBRATED = ("vanilla", {"calibrate": True})
@@ -152,3 +155,34 @@ def test_gromov_finds_a_permutation_from_gram_matrices_alone():
         run(federation, 1, fuse=("ot-acts", {"match": "gromov"}), progress=False)
     with pytest.raises(BadOption, match="read by no layer whose moments"):
         gromov_alignments(problem, [{}, {}])
+
+
+def test_modes_fuse_the_same_clients_and_set_them_beside_their_ensemble():
+    shape = MLPConfig(inputs=6, hidden=(12,), outputs=3)
+    federation, sent = small(model=shape), "Gromov on Gram matrices, refit from moments"
+    config = FederateConfig(clients=4, rounds=2)
+    frame = modes(config, 3, (0.1,), ["moments only", AVERAGE, sent, ENSEMBLE], federation).set_index(["mode", "noise"])
+    local = Local(train=TrainConfig(**{**vars(federation.recipe), "epochs": 3}))
+    for name, fuse in ((AVERAGE, "vanilla"), (sent, ("vanilla", {"match": "gromov", "refit": "moments"}))):
+        alone = run(federation, 1, fuse=fuse, local=local, start="independent", progress=False)
+        assert frame.loc[(name, 0.0), "value"] == alone.rows["rounds"][0].value
+        assert frame.loc[(name, 0.0), "kB up"] == pytest.approx(alone.to_frame()["bytes_up"].iloc[0] / 4e3)
+    engine = InProcess(federation, local)
+    members = [federation.make(0) for _ in federation.own]
+
+    class Kept(InProcess):
+        def answer(self, order):
+            found = engine.answer(order)
+            members[federation.names.index(order.client)].load_state_dict(found.weights)
+            return found
+
+    run(federation, 1, start="independent", engine=Kept(federation, local), progress=False)
+    weights = [size / sum(federation.sizes) for size in federation.sizes]
+    together = evaluate(Ensemble(members, weights, federation.task), federation.evaluation, federation.task)
+    assert frame.loc[(ENSEMBLE, 0.0), "value"] == together["accuracy"]
+    assert frame.loc[("moments only", 0.1), "kinds"] == "weights, moments"
+    assert len(summary(frame.reset_index())) == len(frame) == 5
+    copied = modes(config, noise=(), only=[ENSEMBLE], federation=small())
+    assert "can only be copied" in copied["why not"].item()
+    with pytest.raises(BadOption, match="no mode 'moment'"):
+        modes(config, only=["moment"], federation=federation)
