@@ -73,11 +73,12 @@ def training(steps: int, **changed: Any) -> TrainConfig:
 
 
 def language_federation(
-    seed: int = 0, steps: int = 100, probe: int = 400, held_out: int = 128, **options: int
+    seed: int = 0, steps: int = 100, tokens: int = 300_000, probe: int = 400, held_out: int = 128, **options: int
 ) -> Federation:
     """Two clients with an edition of Shakespeare each, that train a character transformer `steps` steps a round.
 
-    The probe is `probe` windows of both clients' training text; `held_out` windows of other text only measure.
+    Each holds the first `tokens` characters of its edition's training text. The probe is `probe` windows of both
+    clients' training text; `held_out` windows of other text only measure.
     """
     import torch
 
@@ -87,10 +88,10 @@ def language_federation(
     train, test, alphabet = corpora("editions")
     config = decoder(len(alphabet), **options)
     generator = torch.Generator().manual_seed(seed)
-    inputs = torch.cat([windows(tokens, config.context, probe // 2, generator) for tokens in train])[:, :-1]
+    inputs = torch.cat([windows(text, config.context, probe // 2, generator) for text in train])[:, :-1]
     scored = windows(test, config.context, held_out, generator)
-    own = [Stream(tokens, config.context) for tokens in train]
-    recipe = training(steps, schedule="constant", warmup=0.0, lr=1e-3)
+    own = [Stream(text[:tokens], config.context) for text in train]
+    recipe = training(steps, schedule="constant", lr=1e-3)
     names = ("modern", "folio")
     return Federation.gather(own, config, inputs, (scored[:, :-1], scored[:, 1:]), "next-token", names, recipe)
 

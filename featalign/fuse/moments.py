@@ -17,11 +17,13 @@ from torch import nn
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.data.inputs import Inputs
 from featalign.errors import BadOption, SpaceMismatch
-from featalign.fuse.problem import FusionProblem
+from featalign.fuse.problem import TRIED, FusionProblem
 from featalign.fuse.refit import LayerFit
-from featalign.spaces import affine
+from featalign.fuse.walk import watch
+from featalign.fuse.writers import Writer, writers_of
+from featalign.spaces.apply import Pieces, moved_tensor, pieces_of
 from featalign.spaces.capture import evaluating, kept
-from featalign.spaces.graph import Layer, SpaceGraph
+from featalign.spaces.graph import Site, SpaceGraph
 from featalign.transport import gromov
 
 BATCH = 1024
@@ -29,20 +31,23 @@ INPUTS = "inputs"  # name under which moments of the inputs travel
 
 
 def client_moments(module: nn.Module, graph: SpaceGraph, inputs: Inputs) -> dict[str, torch.Tensor]:
-    """Mean Gram matrix of what every affine layer multiplies, float32: `[n, n]`, or `[n + 1, n + 1]` with a bias."""
-    layers = [layer.module for layer in graph.layers if layer.calls == 1]
-    layers = [name for name in layers if affine.is_affine(module.get_submodule(name))]
+    """Mean Gram matrix of what every affine map multiplies, float32: `[n, n]`, or `[n + 1, n + 1]` with a bias.
+
+    By the names of layers, or of parameters where a module multiplies with them itself (a HookedTransformer's).
+    """
+    writers = [writer for writer in writers_of(module, graph, inputs.example(TRIED)) if writer.calls == 1]
+    by_site: dict[Site, list[Writer]] = {}
+    for writer in writers:
+        by_site.setdefault(writer.reads, []).append(writer)
     found: dict[str, Any] = {}
     mask: list[Any] = [None]
 
-    def note(name: str) -> Any:
-        def hook(part: nn.Module, args: tuple[Any, ...]) -> None:
-            value = kept(args[0].detach(), mask[0])
-            found[name] = found.get(name, 0) + affine.gram(part, value, augmented=True)
+    def note(site: Site, value: torch.Tensor) -> None:
+        rows = kept(value.detach(), mask[0])
+        for writer in by_site[site]:
+            found[writer.name] = found.get(writer.name, 0) + writer.gram(module, rows)
 
-        return hook
-
-    handles = [module.get_submodule(name).register_forward_pre_hook(note(name)) for name in layers]
+    handles = watch(module, by_site, note)
     try:
         with evaluating(module):
             for batch in inputs.batched(BATCH):
@@ -52,10 +57,7 @@ def client_moments(module: nn.Module, graph: SpaceGraph, inputs: Inputs) -> dict
         for handle in handles:
             handle.remove()
     means = {name: (gram / gram[-1, -1]).float() for name, gram in found.items()}  # the corner counts rows
-    return {
-        name: gram if module.get_submodule(name).bias is not None else gram[:-1, :-1].contiguous()
-        for name, gram in means.items()
-    }
+    return {w.name: means[w.name] if w.bias is not None else means[w.name][:-1, :-1].contiguous() for w in writers}
 
 
 def input_moments(inputs: Inputs) -> torch.Tensor:
@@ -150,7 +152,7 @@ def moment_refit(
         ridge: towards the weights of `fused`, relative to the mean diagonal of the Gram matrix.
         alpha: factor on what lies off the diagonal of every Gram matrix, between 0 and 1 (RegMean, section 3.2).
 
-    Layers that a Gram matrix is missing of keep the rule's weights. Shares explained are of uncentred energy. Raises
+    Maps that a Gram matrix is missing of keep the rule's weights. Shares explained are of uncentred energy. Raises
     `BadOption` for a ridge that is not positive, another alpha and maps with a shift, `SpaceMismatch` for moments of
     another shape.
     """
@@ -160,93 +162,68 @@ def moment_refit(
         raise BadOption(f"alpha = {alpha}; give a number between 0 (diagonals alone) and 1 (whole Gram matrices)")
     if any(found.shift is not None for alignment in alignments for found in alignment.maps.values()):
         raise BadOption("maps with a shift want a probe; refit with refit=true, or match by a method without shifts")
-    fits = []
     taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
-    for layer in problem.graph.layers:
-        if not _refittable(problem, fused, layer):
+    pieces = {k: _out_pieces(problem.graphs[k], alignments[k]) for k in taking}
+    fits = []
+    for writer in problem.writers:
+        if writer.calls != 1 or not problem.paired(writer) or any(writer.name not in moments[k] for k in taking):
             continue
-        tiles = [_tile(problem.graphs[k], layer) for k in taking]
-        if any(layer.module not in moments[k] for k in taking) or None in tiles:
-            continue
-        fits.append(_solve(problem, fused, layer, alignments, moments, taking, ridge, alpha))
+        told = {k: moments[k][writer.name].double() for k in taking}
+        fits.append(_solve(problem, fused, writer, pieces, told, ridge, alpha))
     return fits
+
+
+def _out_pieces(graph: SpaceGraph, alignment: Alignment) -> Pieces:
+    """The out-maps laid out along everything that writes a space, and along everything that reads it."""
+    out = {name: SpaceMap(found.out, found.out.T, found.symmetry) for name, found in alignment.maps.items()}
+    return pieces_of(graph, out)
 
 
 def _solve(
     problem: FusionProblem,
     fused: nn.Module,
-    layer: Layer,
-    alignments: Sequence[Alignment],
-    moments: Sequence[Mapping[str, torch.Tensor]],
-    taking: Sequence[int],
+    writer: Writer,
+    pieces: Mapping[int, Pieces],
+    moments: Mapping[int, torch.Tensor],
     ridge: float,
     alpha: float,
 ) -> LayerFit:
-    part = fused.get_submodule(layer.module)
-    initial = _matrix(part)
+    initial = _matrix(fused, writer)
     gram, cross, energy = initial.new_zeros(initial.shape[1], initial.shape[1]), torch.zeros_like(initial), 0.0
-    for k in taking:
-        weight, maps = problem.mixing[k], alignments[k].maps
-        own = _matrix(problem.clients[k].get_submodule(layer.module))
-        second = moments[k][layer.module].double()
+    for k, second in moments.items():
+        weight, client = problem.mixing[k], problem.clients[k]
+        own = _matrix(client, writer)
         if second.shape != (own.shape[1],) * 2:
-            raise SpaceMismatch(
-                f"moments of layer '{layer.module}' {list(second.shape)}; expected {own.shape[1]} squared"
-            )
+            raise SpaceMismatch(f"moments of '{writer.name}' {list(second.shape)}; expected {own.shape[1]} squared")
         second = alpha * second + (1 - alpha) * torch.diag(second.diagonal())
-        target = maps[layer.writes].out.double() @ own if layer.writes in maps else own
+        target = writer.moved(own.T, client, pieces[k]).T
         half = target @ second
         energy += weight * float((half * target).sum())
-        if layer.reads in maps:
-            out, tile = maps[layer.reads].out.double(), _tile(problem.graphs[k], layer) or 1
-            augmented = part.bias is not None
-            half = _moved(half.T, out, tile, augmented).T
-            second = _moved(_moved(second, out, tile, augmented).T, out, tile, augmented)
+        half = _read(half, writer, client, pieces[k])
+        second = _read(_read(second, writer, client, pieces[k]).T, writer, client, pieces[k])
         gram, cross = gram + weight * second, cross + weight * half
     scale = ridge * gram.diagonal().mean().clamp_min(1e-12)
     damped = gram + scale * torch.eye(len(gram), dtype=gram.dtype)
     solution = initial + torch.linalg.solve(damped, (cross - initial @ gram).T).T
-    affine.write(part, *((solution[:, :-1], solution[:, -1]) if part.bias is not None else (solution,)))
+    writer.write(fused, *((solution[:, :-1], solution[:, -1]) if writer.bias is not None else (solution, None)))
 
     def explained(weights: torch.Tensor) -> float:
         error = float((weights @ gram * weights).sum()) - 2 * float((cross * weights).sum()) + energy
         return 1 - error / max(energy, 1e-30)
 
-    return LayerFit(layer.module, explained(initial), explained(solution))
+    return LayerFit(writer.name, explained(initial), explained(solution))
 
 
-def _refittable(problem: FusionProblem, fused: nn.Module, layer: Layer) -> bool:
-    """Whether a layer runs once and writes all of its space, its rows ordered alike by all clients."""
-    part = fused.get_submodule(layer.module)
-    if layer.calls != 1 or not affine.is_affine(part):
-        return False
-    return problem.paired_rows(layer) and len(affine.matrix(part)) == problem.graph[layer.writes].size
-
-
-def _matrix(part: nn.Module) -> torch.Tensor:
+def _matrix(module: nn.Module, writer: Writer) -> torch.Tensor:
     """The weight `[out, fan-in]`, the bias as a last column where there is one, float64."""
-    weight, bias = affine.matrix(part).double(), part.bias
-    return weight if bias is None else torch.cat([weight, bias.detach().double()[:, None]], dim=1)  # type: ignore[operator]
+    weight, bias = writer.matrix(module).double(), writer.offset(module)
+    return weight if bias is None else torch.cat([weight, bias.double()[:, None]], dim=1)
 
 
-def _moved(rows: torch.Tensor, out: torch.Tensor, tile: int, augmented: bool) -> torch.Tensor:
-    """`rows [fan-in, m]` with a map applied to the units along the fan-in; a last row of ones stays."""
-    body = rows[:-1] if augmented else rows
-    shaped = body.reshape(tile, out.shape[1], -1, rows.shape[1])
-    moved = torch.einsum("mn,tnrc->tmrc", out, shaped).reshape(-1, rows.shape[1])
-    return torch.cat([moved, rows[-1:]]) if augmented else moved
-
-
-def _tile(graph: SpaceGraph, layer: Layer) -> int | None:
-    """How often all units of a space follow each other in the fan-in; None where they are not all of it.
-
-    Nor are they where another space lies along it (groups of channels).
-    """
-    if graph[layer.reads].pinned:
-        return 1
-    weight = f"{layer.module}.weight"
-    found = [(s.name, axis) for s in graph.hidden for axis in s.readers if axis.parameter == weight]
-    if any(name != layer.reads for name, _ in found):
-        return None
-    axes = [axis for _, axis in found]
-    return axes[0].tile if len(axes) == 1 and axes[0].offset == 0 else None
+def _read(rows: torch.Tensor, writer: Writer, module: nn.Module, pieces: Pieces) -> torch.Tensor:
+    """`rows [m, fan-in (+ 1)]` of a client with out-maps applied along the fan-in; a last column for the bias stays."""
+    body = rows if writer.bias is None else rows[:, :-1]
+    shape = module.get_parameter(writer.weight).shape
+    local = {("x", 1 + place): pieces[writer.weight, dim] for place, dim in enumerate(writer.ins)}
+    values = moved_tensor(body.reshape(-1, *(shape[d] for d in writer.ins)), "x", local).flatten(1)
+    return values if writer.bias is None else torch.cat([values, rows[:, -1:]], 1)

@@ -81,6 +81,14 @@ class Writer:
         """What each output multiplies, `[samples * positions, fan-in]`."""
         return affine.rows(self.layer(module), x) if self.layered else x.reshape(-1, self.width(module))
 
+    def gram(self, module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Sum of the outer products of what each output multiplies, with a one appended: `[fan-in + 1, fan-in + 1]`."""
+        if self.layered:
+            return affine.gram(self.layer(module), x, augmented=True)
+        rows = self.rows(module, x).double()
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+        return rows.T @ rows
+
     def width(self, module: nn.Module) -> int:
         """Numbers that are read at one position: channels of a convolution, else the fan-in."""
         shape = module.get_parameter(self.weight).shape

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from featalign.clients import Cohort
+from featalign.clients import Cohort, DecoderConfig, build
 from featalign.data import Classification
 from featalign.data.inputs import Inputs
 from featalign.errors import BadOption, SpaceMismatch
@@ -88,6 +88,24 @@ def test_a_permuted_twin_comes_back_through_its_maps():
     for method in ("ot-acts", "weight-matching"):
         found = fused([permuted(module), module], [samples(seed=3), x], method)[0]
         assert torch.allclose(found(x), module(x), atol=1e-3), method
+
+
+def test_maps_without_a_layer_are_refitted_too():
+    """A HookedTransformer multiplies with bare parameters; its clients are two, one moved in its heads and units."""
+    tokens = torch.randint(0, 11, (60, 6), generator=torch.Generator().manual_seed(0))
+    clients = [
+        build(DecoderConfig(vocabulary=11, width=8, hidden=12, context=6, heads=2), seed).eval() for seed in (0, 1)
+    ]
+    own = [tokens[:30], tokens[30:]]
+    plain, problem, *_ = fused(clients, own, "ot-acts", refit=False)
+    refitted, *_, fits = fused(clients, own, "ot-acts")
+    assert {w.name for w in problem.writers if not w.layered} <= {fit.layer for fit in fits} != set()
+    assert all(fit.explained_after >= fit.explained_before - 1e-9 for fit in fits)
+    assert sum(fit.explained_after > fit.explained_before + 0.01 for fit in fits) > len(fits) // 2
+    itself = fused([clients[0], clients[0]], own, "vanilla")[0]
+    with torch.no_grad():
+        assert torch.allclose(itself(tokens), problem.clients[0](tokens), atol=1e-3)
+        assert not torch.allclose(refitted(tokens), plain(tokens), atol=1e-2)
 
 
 def test_it_brings_an_average_nearer_to_each_client_on_its_own_inputs():
