@@ -1,11 +1,20 @@
-"""A cache of its own for every test process, so that tests neither read nor write the user's, and one thread each."""
+"""A cache of the tests' own, so that they neither read nor write the user's, and one thread for each process."""
 
 import os
+import shutil
 import tempfile
 
-os.environ["FEATALIGN_CACHE"] = tempfile.mkdtemp(prefix="featalign-test-cache-")
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: more threads would only wait for each other
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:  # as many processes as cores: more threads would only wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import torch
 
     torch.set_num_threads(1)
+else:  # processes that this one starts share its cache
+    os.environ["FEATALIGN_CACHE"] = tempfile.mkdtemp(prefix="featalign-test-cache-")
+
+
+def pytest_unconfigure():
+    """Whoever made the cache removes it."""
+    if not WORKER:
+        shutil.rmtree(os.environ["FEATALIGN_CACHE"], ignore_errors=True)
