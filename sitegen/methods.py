@@ -108,10 +108,7 @@ def options(method: Any) -> str:
         return "None."
     rows = ["| option | type | default |", "|---|---|---|"]
     for name, (kind, default) in method.options.items():
-        words = getattr(kind, "__name__", None) or str(kind)
-        words = str(kind) if "|" in str(kind) else words
-        bar = "\\|"
-        rows.append(f"| `{name}` | {words.replace('|', bar)} | `{default}` |")
+        rows.append(f"| `{name}` | {described(kind)} | `{default}` |")
     return "\n".join(rows)
 
 
