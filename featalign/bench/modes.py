@@ -17,7 +17,7 @@ from featalign.studies.federate.run import federation_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from featalign.federated import Federation
+    from featalign.federated import Federation, Local
 
 ROUNDS: Mapping[str, Mapping[str, Any]] = {
     "weights (FedAvg)": {},
@@ -106,11 +106,13 @@ def _one_shot(
     config = replace(config, start="independent", rounds=1, epochs=epochs)
     if (steps := federation.recipe.steps) is not None:
         federation = replace(federation, recipe=replace(federation.recipe, steps=epochs * steps))
-    engine = _Once(federation, config.settings(federation.recipe, config.seed).local)
+    plans = {name: given for name, given in ONE_SHOT.items() if name in names}
+    settings = [replace(config, **given).settings(federation.recipe, config.seed) for given in (*plans.values(), {})]
+    wants = {kind for each in settings for kind in each.fuse.wants}
+    engine = _Once(federation, settings[-1].local, sorted(wants))
     facts = {"start": "independent", "noise": 0.0}
-    for name in ONE_SHOT:
-        if name in names:
-            yield {"mode": name, **facts, **_row(federation, config, ONE_SHOT[name], engine=engine)}
+    for name, given in plans.items():
+        yield {"mode": name, **facts, **_row(federation, config, given, engine=engine)}
     if ENSEMBLE in names:
         average = _row(federation, config, ONE_SHOT[AVERAGE], engine=engine)
         shown: dict[str, Any] = {key: average[key] for key in ("kinds", "kB up", "why not") if key in average}
@@ -119,17 +121,17 @@ def _one_shot(
 
 
 class _Once(InProcess):
-    """Clients that train once, whoever asks; what an order does not want stays at home."""
+    """Clients that train once, whoever asks, and make what anybody `wants`; what an order does not stays at home."""
 
-    def __init__(self, *given: Any) -> None:
-        super().__init__(*given)
-        self.kept: dict[str, Report] = {}
+    def __init__(self, federation: Federation, local: Local, wants: Sequence[str]) -> None:
+        super().__init__(federation, local)
+        self.wants, self.kept = tuple(wants), dict[str, Report]()
 
     def answer(self, order: Order) -> Report | Failure:
         if not order.train:
             return super().answer(order)
         if order.client not in self.kept:
-            found = super().answer(replace(order, wants=("moments", "input-moments")))
+            found = super().answer(replace(order, wants=self.wants))
             if isinstance(found, Failure):
                 return found
             self.kept[order.client] = found

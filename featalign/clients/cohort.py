@@ -103,32 +103,18 @@ class Cohort:
         Raises a `FeatalignError` of one line for no clients, clients of several architectures, parameters that are not
         finite, a probe that a client rejects, and targets that do not fit the task.
         """
-        require_modules(modules)
+        names = _checked_names(names, modules, read_only)
         seed = typed.convert(seed, int, "seed")
-        names = client_names(len(modules)) if names is None else tuple(map(str, names))
-        if len(names) != len(modules):
-            raise BadOption(f"{len(names)} names for {len(modules)} clients; give one each")
-        if doubled := [name for name in names if names.count(name) > 1]:
-            raise BadOption(f"two clients are called '{doubled[0]}'; give each its own name")
-        for name, module in zip(names, modules):
-            check_finite(module, name)
-            if not read_only:
-                require_own_names(name, module)
-        bases = [] if base is None else [_checked_base(base, names[0], modules[0])]
         counts = None if class_counts is None else counts_of(class_counts, len(modules))
+        bases = [] if base is None else [_checked_base(base, names[0], modules[0])]
         if device is not None:
-            modules = [placed(module, device) for module in modules]
-            bases = [placed(module, device) for module in bases]
+            modules, bases = ([placed(module, device) for module in part] for part in (modules, bases))
         inputs = Inputs.of(probe, tokenizer=tokenizer)
         scored = None if evaluate is None else Inputs.of(evaluate, tokenizer=tokenizer, labelled=True)
         example = inputs.example()
         given, modules = modules, equally_deep(modules, example)
-        require_one_architecture(names, modules)
-        outputs = [try_out(module, example, name) for name, module in zip(names, modules)]
-        if (extreme := extreme_tokens(inputs)) is not None:
-            for name, module in zip(names, modules):
-                try_out(module, extreme, name)
-        found = _task(task, scored, inputs, names[0], modules[0], outputs[0], class_names)
+        outputs = _tried(names, modules, inputs, example)
+        found = _task(task, scored, inputs, names[0], modules[0], outputs, class_names)
         parts = [*modules, *bases]
         folded = [Canonical(module) for module in parts] if read_only else _folded(parts, example)
         bases, folded = [each.module for each in folded[len(modules) :]], folded[: len(modules)]
@@ -137,18 +123,23 @@ class Cohort:
         own = tuple(Inputs.of(each, tokenizer=tokenizer) for each in data) if data is not None else ()
         if own and len(own) != len(modules):
             raise BadOption(f"data= holds {len(own)} data sets for {len(modules)} clients; give one each")
-        extended = inputs if refit_inputs is None else Inputs.of(refit_inputs, tokenizer=tokenizer)
-        notes = tuple(dict.fromkeys((*untraced, *(note for each in folded for note in each.notes))))
-        notes += tuple(
-            f"client {name} was given layers that change nothing, to be as deep as the deepest"
-            for name, before, after in zip(names, given, modules)
-            if len(before.state_dict()) != len(after.state_dict())
-        )
         return cls(
-            names, tuple(each.module for each in folded), graphs, found, inputs, extended, scored,
-            own or (inputs,) * len(modules), counts, tuple(keys), seed,
-            bases[0] if bases else None, folded[reference].restore, notes, tuple(each.restore for each in folded),
-        )  # fmt: skip
+            names=names,
+            modules=tuple(each.module for each in folded),
+            graphs=graphs,
+            task=found,
+            probe=inputs,
+            refit_inputs=inputs if refit_inputs is None else Inputs.of(refit_inputs, tokenizer=tokenizer),
+            evaluation=scored,
+            own=own or (inputs,) * len(modules),
+            class_counts=counts,
+            keys=tuple(keys),
+            seed=seed,
+            base=bases[0] if bases else None,
+            restore=folded[reference].restore,
+            notes=(*untraced, *_changes(names, folded, given, modules)),
+            restores=tuple(each.restore for each in folded),
+        )
 
     def __len__(self) -> int:
         return len(self.modules)
@@ -170,6 +161,44 @@ class Cohort:
     def changed(self, **fields: Any) -> Cohort:
         """A copy with some fields replaced."""
         return replace(self, **fields)
+
+
+def _checked_names(names: Sequence[str] | None, modules: Any, read_only: bool) -> tuple[str, ...]:
+    """A name for every client; raises `BadOption` for names that are too few or not distinct, and for clients that
+    are no modules, not finite, or (unless nothing is written) call their parameters by other names."""
+    require_modules(modules)
+    found = client_names(len(modules)) if names is None else tuple(map(str, names))
+    if len(found) != len(modules):
+        raise BadOption(f"{len(found)} names for {len(modules)} clients; give one each")
+    if doubled := [name for name in found if found.count(name) > 1]:
+        raise BadOption(f"two clients are called '{doubled[0]}'; give each its own name")
+    for name, module in zip(found, modules):
+        check_finite(module, name)
+        if not read_only:
+            require_own_names(name, module)
+    return found
+
+
+def _tried(names: Sequence[str], modules: Sequence[nn.Module], inputs: Inputs, example: Batch) -> torch.Tensor:
+    """The first client's outputs on an example that all clients take; raises what `try_out` raises."""
+    require_one_architecture(names, modules)
+    outputs = [try_out(module, example, name) for name, module in zip(names, modules)]
+    if (extreme := extreme_tokens(inputs)) is not None:
+        for name, module in zip(names, modules):
+            try_out(module, extreme, name)
+    return outputs[0]
+
+
+def _changes(
+    names: Sequence[str], folded: Sequence[Canonical], given: Sequence[nn.Module], modules: Sequence[nn.Module]
+) -> tuple[str, ...]:
+    """What was done to the clients before they were compared."""
+    notes = tuple(dict.fromkeys(note for each in folded for note in each.notes))
+    return notes + tuple(
+        f"client {name} was given layers that change nothing, to be as deep as the deepest"
+        for name, before, after in zip(names, given, modules)
+        if len(before.state_dict()) != len(after.state_dict())
+    )
 
 
 def _checked_base(base: Any, name: str, client: nn.Module) -> nn.Module:

@@ -94,22 +94,16 @@ def fuse(
         modules, layouts, found = _networks(clients)
         names = tuple(names) if names is not None else found
         place = _reference(reference, names, len(modules))
-        open_place = place == AUTO
-        place = len(modules) - 1 if isinstance(place, str) else place
-        tokenizer = _tokenizer(tokenizer, probe, layouts[place])
+        first = len(modules) - 1 if isinstance(place, str) else place
+        tokenizer = _tokenizer(tokenizer, probe, layouts[first])
         cohort = Cohort.of(
             modules, _inputs(probe, tokenizer), _inputs(evaluate, tokenizer, labelled=True), task, data=data,
             names=names or None, class_counts=class_counts, class_names=class_names, tokenizer=tokenizer,
-            reference=place, seed=seed, base=None if base is None else _networks([base, modules[0]])[0][0],
+            reference=first, seed=seed, base=None if base is None else _networks([base, modules[0]])[0][0],
             device=device,
         )  # fmt: skip
         cohort.task.check_head(None if head == "none" else head)
-        layouts = _deepest(modules, layouts)
-        problem = FusionProblem(cohort, _mixing(mixing, len(cohort)), place)
-        if open_place:
-            place = nearest_client(cohort, problem.mixing)
-            cohort = cohort.based_on(place)
-            problem = replace(problem, cohort=cohort, reference=place)
+        problem = _based(FusionProblem(cohort, _mixing(mixing, len(cohort)), first), place)
         notes: dict[str, Any] = {"cohort": list(cohort.notes)} if cohort.notes else {}
         if method is None:
             method, notes["recommended"] = recommend(problem)
@@ -119,15 +113,31 @@ def fuse(
             problem, method, refit=refit, repair=repair, head=head, ridge=ridge, head_ridge=head_ridge, steps=steps,
             **options,
         )  # fmt: skip
-        notes["distance_to_ensemble"] = distances(problem, result.module)
-        module, layout = _restored(cohort, result.module, layouts[place], canonical, notes)
-        result = replace(
-            result, module=module, notes={**notes, **result.notes}, clients=cohort.names, reference=place,
-            mixing=problem.mixing, layout=layout, scores=_scores(cohort, module),
-        )  # fmt: skip
+        result = _finished(problem, result, _deepest(modules, layouts)[problem.reference], canonical, notes)
         if out is not None:
             result.save(out, overwrite)
     return result
+
+
+def _based(problem: FusionProblem, place: int | str) -> FusionProblem:
+    """The problem in the basis of the nearest client where that is to be found out."""
+    if place != AUTO:
+        return problem
+    nearest = nearest_client(problem.cohort, problem.mixing)
+    return replace(problem, cohort=problem.cohort.based_on(nearest), reference=nearest)
+
+
+def _finished(
+    problem: FusionProblem, result: FusionResult, layout: Any, canonical: bool, notes: dict[str, Any]
+) -> FusionResult:
+    """The result in the clients' layout, scored, with what there is to say of it."""
+    cohort = problem.cohort
+    notes = {**notes, "distance_to_ensemble": distances(problem, result.module)}
+    module, layout = _restored(cohort, result.module, layout, canonical, notes)
+    return replace(
+        result, module=module, notes={**notes, **result.notes}, clients=cohort.names, reference=problem.reference,
+        mixing=problem.mixing, layout=layout, scores=_scores(cohort, module),
+    )  # fmt: skip
 
 
 def _check(method: str | None, task: Task | str | None, options: Mapping[str, Any]) -> None:
@@ -240,7 +250,7 @@ def _restored(
         if not canonical:
             raise SpaceMismatch(f"{error} with canonical=True (--canonical), or choose another method") from error
         notes["canonical"] = str(error)
-        warnings.warn(f"the fused network is kept in canonical form: {error}", stacklevel=3)
+        warnings.warn(f"the fused network is kept in canonical form: {error}", stacklevel=4)
         return module, Layout()
 
 
