@@ -39,6 +39,7 @@ class Preflight:
     rank: float
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         return asdict(self)
 
 

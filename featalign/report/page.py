@@ -80,7 +80,7 @@ class Section:
         return self.add(_part("widget", name, identifier, json_text(content)))
 
     def add(self, part: Markup) -> Section:
-        """Add markup made by a template or by `rich`; plain strings are refused."""
+        """Add markup made by a template or by `rich`; raises `TypeError` for plain strings."""
         if not isinstance(part, Markup):
             raise TypeError(f"a part of a page is Markup, got {type(part).__name__}; use text() or rich()")
         self.parts.append(part)
