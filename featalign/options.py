@@ -36,7 +36,7 @@ def read(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
     missing = dataclasses.MISSING
     for name, field in known.items():
         if name not in values and field.default is missing and field.default_factory is missing:
-            raise BadOption(f"{_prefix(where)}option '{name}' is missing; give {_describe(hints[name])}")
+            raise BadOption(f"{_prefix(where)}option '{name}' is missing; give {describe(hints[name])}")
     return kind(**{name: convert(value, hints[name], name, where) for name, value in values.items()})
 
 
@@ -76,7 +76,7 @@ def bind_options(
     _refuse_unknown(values, known, what)
     for name, (hint, default) in known.items():
         if default is REQUIRED and name not in values:
-            raise BadOption(f"{what}: option '{name}' is missing; give {_describe(hint)}")
+            raise BadOption(f"{what}: option '{name}' is missing; give {describe(hint)}")
     return {
         name: convert(value, known[name][0], name, what, known[name][1], text and isinstance(value, str))
         for name, value in values.items()
@@ -93,7 +93,7 @@ def convert(
     """
     found = _convert(value, hint, text)
     if found is _NO:
-        raise BadOption(f"{_prefix(where)}{name} = {_shown(value)}; give {_describe(hint)}")
+        raise BadOption(f"{_prefix(where)}{name} = {_shown(value)}; give {describe(hint)}")
     if isinstance(found, float) and not math.isfinite(found) and (math.isnan(found) or found != default):
         raise BadOption(f"{_prefix(where)}{name} = {found}; give a finite number")
     return found
@@ -197,18 +197,19 @@ def _narrowness(hint: Any) -> int:
     return order.index(hint) if hint in order else 9 if hint is str else 5
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
+    """A type in words, as messages and the method guide have it: `number or text`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(choice) for choice in sorted(arguments, key=_narrowness, reverse=True))
+        return " or ".join(describe(choice) for choice in sorted(arguments, key=_narrowness, reverse=True))
     if origin is Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if hint is None or hint is type(None):
         return "none"
     if origin in (tuple, list):
         if origin is tuple and arguments and Ellipsis not in arguments:
-            return f"a list of {len(arguments)}: {', '.join(_describe(part) for part in arguments)}"
-        return f"a list, each entry {_describe(arguments[0])}" if arguments else "a list"
+            return f"a list of {len(arguments)}: {', '.join(describe(part) for part in arguments)}"
+        return f"a list, each entry {describe(arguments[0])}" if arguments else "a list"
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return "a table"
     return str(_NAMES.get(hint) or getattr(hint, "__name__", hint))

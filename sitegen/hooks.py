@@ -43,6 +43,13 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Links out of `docs/`: pictures of the gallery lie below it on the site, other files are named."""
+    if "/" in page.file.src_uri:
+        return markdown
+    return re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2`)", markdown.replace("](../gallery/", "](gallery/"))
+
+
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
     """Equations, names and papers, outside blocks of code."""
     content = re.sub(r'<(span|div) class="arithmatex">(.*?)</\1>', mathml, content, flags=re.S)

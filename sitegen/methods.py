@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from featalign.options import describe
 from sitegen.measured import method_rows, shown
 
 NOTES = Path(__file__).parent.parent / "docs" / "methods"
@@ -108,10 +109,7 @@ def options(method: Any) -> str:
         return "None."
     rows = ["| option | type | default |", "|---|---|---|"]
     for name, (kind, default) in method.options.items():
-        words = getattr(kind, "__name__", None) or str(kind)
-        words = str(kind) if "|" in str(kind) else words
-        bar = "\\|"
-        rows.append(f"| `{name}` | {words.replace('|', bar)} | `{default}` |")
+        rows.append(f"| `{name}` | {describe(kind)} | `{default}` |")
     return "\n".join(rows)
 
 

@@ -86,7 +86,8 @@ def entry(name: str, value: Any, prefix: str) -> str:
         return f'::: {target}\n    options:\n      heading: "{prefix}{name}"\n      toc_label: "{name}"'
     listed = getattr(value, "names", None)
     if callable(listed):
-        entries = ", ".join(f"`{each}`" for each in listed())
+        pages = value.kind == "fusion method"  # they have a page each
+        entries = ", ".join(f"[`{each}`](../methods/{each}.md)" if pages else f"`{each}`" for each in listed())
         return f"## `{prefix}{name}`\n\nRegistry of {value.kind}s: {entries}."
     kind = type(value).__name__
     shown = repr(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import typer
+from typer.core import TyperGroup
 
+from featalign import __version__
 from featalign.cli.bench import bench
 from featalign.cli.cache import cache
 from featalign.cli.data import data
@@ -22,10 +25,20 @@ from featalign.cli.fuse import fuse
 from featalign.cli.match import match
 from featalign.cli.output import print_table
 from featalign.cli.toy import toy
-from featalign.errors import FeatalignError
+from featalign.errors import BadOption, FeatalignError
+
+
+class VerbsFirst(TyperGroup):
+    """The five verbs first, then the rest in the order of registration."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        verbs = ("compare", "match", "diagnose", "fuse", "federate")
+        return [*verbs, *(name for name in super().list_commands(ctx) if name not in verbs)]
+
 
 app = typer.Typer(
     name="featalign",
+    cls=VerbsFirst,
     help="In which basis do separately trained networks agree, and what does averaging in the wrong one cost?",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -33,9 +46,35 @@ app = typer.Typer(
 INTERRUPTED = 130  # exit status after Ctrl-C
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
 @app.callback()
-def featalign(debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error.")) -> None:
+def featalign(
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    modules: list[str] = typer.Option(
+        None, "--import", metavar="MODULE", help="Module with methods of your own, imported first; repeat for several."
+    ),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
     """Options of every command; `main` reads `--debug` wherever it stands."""
+    for name in modules or ():
+        _import(name)
+
+
+def _import(name: str) -> None:
+    """Import a module, also from the current folder; raises `BadOption` where that fails."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        importlib.import_module(name.removesuffix(".py"))
+    except FeatalignError:
+        raise
+    except Exception as error:
+        raise BadOption(f"--import {name}: {type(error).__name__}: {error}; give the name of a module") from error
 
 
 app.add_typer(bench, name="bench")
@@ -130,7 +169,6 @@ def avot(
     """Can the users who show up deliver the importance asked for? Aggregation weights, feasibility, the worst set."""
     import json
 
-    from featalign.errors import BadOption
     from featalign.storage import plain
 
     if p is None or subsets is None:

@@ -17,7 +17,7 @@ federate = typer.Typer(help="Rounds of federated learning under several aggregat
 def federate_command(
     context: typer.Context,
     config: Path = typer.Option(
-        None, metavar="TOML", help="Clients, and a [runs.NAME] table per aggregation: fields of `FederateConfig`."
+        None, metavar="TOML", help="Clients, and a table runs.NAME per aggregation: fields of `FederateConfig`."
     ),
     resume: Path = typer.Option(None, metavar="DIR", help="Go on from the last complete round of the run in DIR."),
     out: Path = typer.Option(None, metavar="DIR", help="Folder of rounds, results and page.  [default: reports/...]"),

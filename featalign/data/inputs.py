@@ -145,7 +145,7 @@ class Inputs:
         return self.subset(order[:count])
 
     def gathered(self) -> Inputs:
-        """The same inputs held as tensors; for loaders that are read in random order."""
+        """The same inputs held as tensors, for loaders read in random order; raises `ProbeError` for none."""
         if self.sized:
             return self
         batches = list(self._source.batches(self.batch_size, 0))

@@ -32,12 +32,14 @@ class LinearBasis:
     strength: torch.Tensor
 
     def encode(self, activations: torch.Tensor) -> torch.Tensor:
+        """Codes `[..., F]` of activations `[..., n]`; raises `SpaceMismatch` for another number of units."""
         if activations.shape[-1] != len(self.mean):
             raise SpaceMismatch(f"{self.name} basis of {len(self.mean)} units, activations {tuple(activations.shape)}")
         check_finite(activations)
         return (activations.to(self.mean) - self.mean) @ self.encoder
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Activations `[..., n]` of codes `[..., F]`."""
         return codes.to(self.mean) @ self.atoms + self.mean
 
 

@@ -50,16 +50,20 @@ class NeuronBasis:
 
     @property
     def name(self) -> str:
+        """What tables call it."""
         return "neuron"
 
     @property
     def atoms(self) -> torch.Tensor:
+        """The unit vectors `[n, n]`."""
         return torch.eye(self.size)
 
     def encode(self, activations: torch.Tensor) -> torch.Tensor:
+        """Activations `[..., n]` as they are."""
         return activations
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes `[..., n]` as they are."""
         return codes
 
 

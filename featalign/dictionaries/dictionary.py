@@ -47,6 +47,7 @@ class Quality:
     capped_from: int = 0
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         return asdict(self)
 
 
@@ -80,6 +81,7 @@ class Dictionary:
 
     @property
     def name(self) -> str:
+        """What tables call it: `sae`, `transcoder`, or the basis that its metadata names."""
         return str(self.metadata.get("basis", "transcoder" if self.design.transcodes else "sae"))
 
     @property
@@ -99,7 +101,7 @@ class Dictionary:
 
     @property
     def b_enc(self) -> torch.Tensor:
-        """`[F]`."""
+        """`[F]`; raises `DictionaryError` for an architecture that has none."""
         if "b_enc" not in self.tensors:
             raise DictionaryError(f"a {self.architecture} dictionary has {self.design.latents} instead of 'b_enc'")
         return self.tensors["b_enc"]
@@ -141,7 +143,8 @@ class Dictionary:
         """Activations `[..., m]` of codes `[..., F]`, offset included.
 
         A dictionary that normalises each sample scales back by the activations that `encode` made these very codes
-        from; for codes that are edited copies pass those activations as `like [..., n]`, else `DictionaryError`.
+        from; for codes that are edited copies pass those activations as `like [..., n]`. Raises
+        `DictionaryError` without them, `SpaceMismatch` for codes of another width.
         """
         if codes.shape[-1] != self.width:
             raise SpaceMismatch(f"codes {tuple(codes.shape)} for a dictionary of {self.width} latents")

@@ -125,9 +125,11 @@ class Sweep:
         return rows[(rows["explained_variance"] >= best) & ~best.duplicated()]
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         return {"rows": self.frame.to_dict(orient="records")}
 
     def to_frame(self) -> pd.DataFrame:
+        """A row per dictionary."""
         return self.frame
 
     def __repr__(self) -> str:

@@ -39,6 +39,7 @@ class Preflight:
     rank: float
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         return asdict(self)
 
 
@@ -59,13 +60,13 @@ def inspect(activations: Activations, metadata: Mapping[str, Any] | None = None)
         raise DictionaryError(f"{where}: all {units} units are constant (a dead layer); there is nothing to decompose")
     if len(constant) > 0:
         shown = ", ".join(map(str, constant[:8])) + (", ..." if len(constant) > 8 else "")
-        _warn(f"{where}: {len(constant)} of {units} units are constant ({shown}); no latent can describe them")
+        warn(f"{where}: {len(constant)} of {units} units are constant ({shown}); no latent can describe them")
     centred = activations[:4096].double() - mean
     gram = centred.T @ centred if units < len(centred) else centred @ centred.T  # traces of C, without its spectrum
     rank = float(gram.trace() ** 2 / gram.pow(2).sum().clamp_min(1e-300))
     gamma = float(mean.norm() / std.norm())
     if gamma > GAMMA_LIMIT:
-        _warn(f"{where}: mean {gamma:.1f} times the spread (gamma); inputs are centred, but expect dead latents")
+        warn(f"{where}: mean {gamma:.1f} times the spread (gamma); inputs are centred, but expect dead latents")
     return Preflight(samples, units, constant, gamma, rank)
 
 
@@ -109,7 +110,7 @@ def choose_width(
     cap = supported_width(samples, k)
     wanted = width if width is not None else (4 if units <= 128 else 2) * units
     if wanted > cap and width is not None:
-        _warn(
+        warn(
             f"{place(metadata)}: width {width} at k={k:g} needs {int(width * FIRINGS_PER_LATENT / k)} samples, "
             f"there are {samples}; width lowered to {cap}"
         )
@@ -123,5 +124,6 @@ def choose_width(
     return found, wanted
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """Say what was found about the data or changed in the request."""
     warnings.warn(message, DictionaryWarning, stacklevel=4)

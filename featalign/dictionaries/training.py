@@ -48,8 +48,8 @@ def train(
         width: latents; None takes 4 n (2 n above 128 units), and the data caps it at 50 firings per latent.
         architecture: a registered name: 'topk', 'batchtopk', 'relu', 'jumprelu', 'gated', 'matryoshka', 'transcoder'
             or one of your own (`@fa.dictionaries.architecture`).
-        k: active latents per sample; penalised architectures steer their coefficient until L0 meets it.
-            None takes `1.2 sqrt(n)`.
+        k: active latents per sample, at most `width` (more warns and is taken as that); penalised architectures steer
+            their coefficient until L0 meets it. None takes `1.2 sqrt(n)`.
         steps, batch_size, lr: None scales them to the data; the steps then pass over it at least once.
         metadata: what identifies the dictionary (client, space); used in messages and saved with it.
         targets: what a transcoder reconstructs, the post-activations `[samples, m]`; None takes `relu(activations)`.
@@ -199,6 +199,10 @@ def resolve(
     k = preflight.default_k(units) if k is None else k
     if not 0 < k < float("inf"):
         raise DictionaryError(f"{place(metadata)}: k={k}; pass at least 1 active latent per sample")
+    if width is not None and 1 <= width < k:
+        preflight.warn(
+            f"{place(metadata)}: k={k:g} of {width} latents; all are active on every sample, taken as k={width}"
+        )
     width, wanted = preflight.choose_width(units, train_samples, k, width, metadata, allow_narrow)
     if batch_size is None:
         batch_size = 256 if train_samples < 5000 else 512

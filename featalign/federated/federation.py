@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from featalign import storage
+from featalign.clients.cohort import try_out
 from featalign.clients.models import ModelConfig, build, models
 from featalign.clients.training import TrainConfig, check_finite
-from featalign.data.batch import Batch, unwrap
+from featalign.data.batch import Batch
 from featalign.data.datasets import Dataset
 from featalign.data.inputs import Inputs
 from featalign.data.partition import Partition, client_names
 from featalign.data.probe import probe as draw_probe
 from featalign.data.task import TASKS, Task, task_of
 from featalign.errors import BadOption
-from featalign.spaces.capture import evaluating
 
 PROBE = 2000
 
@@ -98,7 +98,8 @@ class Federation:
     ) -> Federation:
         """Clients from their data: per client `(inputs, targets)`, or whatever `Inputs` reads with its targets.
 
-        Raises `BadOption` for no clients or names that do not fit, `TaskError` where network, data and task do not.
+        Raises `BadOption` for no clients or names that do not fit, `ProbeError` for a network that cannot read
+        the first client's inputs, `TaskError` where network, data and task do not fit.
         """
         if not own:
             raise BadOption("zero clients; give the data of at least one")
@@ -114,8 +115,7 @@ class Federation:
             make, usual = _Copied(model), TrainConfig(epochs=1)
         found = TASKS[task]() if isinstance(task, str) else task
         module, example = make(0), held[0].example()
-        with evaluating(module):
-            found = task_of(found, unwrap(example.run(module)), example)
+        found = task_of(found, try_out(module, example, names[0], "data"), example)
         scored = None if evaluate is None else Inputs.of(evaluate, labelled=True)
         public = None if probe is None else Inputs.of(probe)
         return cls(names, held, make, recipe or usual, found, public, scored, isinstance(model, ModelConfig))

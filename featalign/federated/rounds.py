@@ -113,7 +113,8 @@ def drive(
         if folder is not None:
             save_round(folder, server, getattr(engine, "controls", {}))
         bar.update()
-        bar.set_postfix({server.result.metric: f"{row.value:.4f}"})
+        if row.value == row.value:  # NaN without inputs to score on
+            bar.set_postfix({server.result.metric: f"{row.value:.4f}"})
         if log is not None:
             log({key: value for key, value in vars(row).items() if key != "round"}, row.round)
     bar.close()

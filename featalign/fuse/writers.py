@@ -256,7 +256,7 @@ def _landed(module: nn.Module, space: Space, writer: Writer, events: Sequence[Ev
         if (moved - gain * change).norm() > 100 * EXACT * moved.norm():
             break
         rest = units_last(before, dim == 1) - gain * units_last(own, dim == 1)
-        if rest.std(0).max() > 10 * EXACT * units_last(before, dim == 1).std():
+        if rest.std(0, correction=0).max() > 10 * EXACT * units_last(before, dim == 1).std():
             return replace(writer, lands=site, norms=norms)
         if site.side == "out" and isinstance(module.get_submodule(site.module), NORMS):
             norms = (*norms, site.module)

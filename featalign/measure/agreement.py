@@ -39,4 +39,5 @@ class Agreement:
         )
 
     def to_dict(self) -> dict[str, float]:
+        """Plain values, as JSON holds them."""
         return asdict(self)

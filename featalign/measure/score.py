@@ -37,6 +37,7 @@ class Score:
         return bool(np.isfinite([low, high, self.null]).all()) and not low <= self.null <= high
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         return {**asdict(self), "evidence": self.evidence}
 
 

@@ -42,6 +42,7 @@ class MatchScores:
     similarity: np.ndarray
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         facts = asdict(self)
         return {name: value for name, value in facts.items() if name not in {"pairs", "similarity"}}
 

@@ -146,7 +146,7 @@ def correlations(arrays: Mapping[str, np.ndarray], space: str, bases: Sequence[s
         threshold = float(arrays[f"{space}/{basis}/threshold"][0])
         figure.add_vline(
             x=threshold, line={"color": REFERENCE, "dash": "dot"}, annotation_text="null threshold",
-            annotation_position="bottom right", row=1, col=column,
+            annotation_position="top right", row=1, col=column,
         )  # fmt: skip
         figure.update_xaxes(title_text="correlation over the probe", range=[0, 1.02], row=1, col=column)
     figure.update_yaxes(title_text="share", row=1, col=1)

@@ -23,6 +23,7 @@ def curves(rounds: pd.DataFrame, column: str, title: str, label: str, scale: flo
         line = {"color": CATEGORIES[place % len(CATEGORIES)]}
         x, y = group["round"], scale * group[column]
         figure.add_scatter(x=x, y=y, name=str(run), mode="lines+markers", line=line, marker={"size": 5})
+    figure.update_xaxes(tickformat="d", dtick=1 if rounds["round"].max() <= 10 else None)  # there is no half round
     return styled(figure, title, "round", label)
 
 

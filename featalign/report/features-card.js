@@ -132,7 +132,7 @@ function effects(data, block, raised, lowered) {
   return box;
 }
 function tokenText(text) {
-  return make("code", "", text.replace(/[ \n\t]/g, (letter) => ({ " ": "␣", "\n": "↵", "\t": "⇥" })[letter]) || "∅");
+  return make("code", "", text.replace(/^ | $|[\n\t]/g, (letter) => ({ " ": "␣", "\n": "↵", "\t": "⇥" })[letter]) || "∅");
 }
 
 // Everything else that either side is linked to, here and in other pairs of clients.

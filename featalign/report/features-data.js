@@ -52,7 +52,7 @@ function itemsOf(view) {
     if (!block) return;
     for (let j = 0; j < block.latents; j++) {
       if (kinds[j] !== 255) continue;
-      kinds[j] = block.density[j] > 0 ? OWN : DEAD;
+      kinds[j] = block.kind[j] !== DEAD && block.density[j] > 0 ? OWN : DEAD;
       rest.push([side, j]);
     }
   });
@@ -80,7 +80,7 @@ function firsts(latents, count) {
   return found;
 }
 
-// The group that an item is counted and filtered under: a kind of pair, own of one client, or silent.
+// The group that an item is counted and filtered under: a kind of pair, own of one client, or dead (too rarely active to say).
 function groupOf(items, i) {
   const kind = items.kind[i];
   if (kind === OWN) return items.a[i] >= 0 ? "own-a" : "own-b";
@@ -92,7 +92,7 @@ function groupsOf(view, data) {
   for (let i = 0; i < items.count; i++) counts[groupOf(items, i)] = (counts[groupOf(items, i)] || 0) + 1;
   const words = {
     matched: "matched", split: "split", merged: "merged", "own-a": view.b ? "only in " + name(view.a) : "active",
-    "own-b": view.b ? "only in " + name(view.b) : "", dead: "silent",
+    "own-b": view.b ? "only in " + name(view.b) : "", dead: "dead",
   };
   view.groups = Object.keys(words).filter((key) => counts[key]).map((key) => [key, words[key], counts[key]]);
   return view.groups;

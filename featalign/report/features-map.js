@@ -109,7 +109,7 @@ function featureMaps(data, parts) {
 // What became of the features of both clients: bars of each, and a band for every kind of pair.
 function featureFlow(data, view, only) {
   const items = itemsOf(view), { clients } = data.content, width = 340, height = 190, bar = 14, left = 92, right = width - 92;
-  const kinds = [["matched", 0], ["split", 1], ["merged", 2], ["own", 3], ["silent", 4]];
+  const kinds = [["matched", 0], ["split", 1], ["merged", 2], ["own", 3], ["dead", 4]];
   const count = (list, kind) => list.reduce((sum, each) => sum + (each === kind), 0);
   const image = drawing("svg", { viewBox: "0 0 " + width + " " + height, class: "flow", role: "group" });
   image.setAttribute("aria-label", "Flow of features from " + clients[view.a.client] + " to " + clients[view.b.client]);

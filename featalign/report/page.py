@@ -11,6 +11,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 PARTS = ("kit.js", "features-data.js", "features-list.js", "features-card.js", "features-map.js", "features.js")
+_WORDS = re.compile(r"[^\W\d_]{3}|[^\W\d_]+\W+[^\W\d_]")  # what a cell of words starts with, and no number or unit does
 _UNSAFE = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"}
 
 
@@ -57,9 +59,14 @@ class Section:
     def table(
         self, head: Sequence[str], rows: Sequence[Sequence[Any]], classes: Sequence[str] = (), wide: bool = False
     ) -> Section:
-        """Add a table; `classes` names a CSS class per row, `wide` lets the last column wrap."""
+        """Add a table, columns of words to the left; `classes`: a CSS class per row, `wide`: the last column wraps."""
         kinds = list(classes) or [""] * len(rows)
-        return self.add(_part("table", head, list(zip(kinds, rows)), wide))
+        words = [any(_WORDS.match(str(row[k])) for row in rows) for k in range(len(head))]
+        return self.add(
+            _part(
+                "table", list(zip(head, words)), [(kind, list(zip(row, words))) for kind, row in zip(kinds, rows)], wide
+            )
+        )
 
     def figure(self, figure: go.Figure) -> Section:
         """Add a plotly figure; it fills the width and follows resizing."""
@@ -73,7 +80,7 @@ class Section:
         return self.add(_part("widget", name, identifier, json_text(content)))
 
     def add(self, part: Markup) -> Section:
-        """Add markup made by a template or by `rich`; plain strings are refused."""
+        """Add markup made by a template or by `rich`; raises `TypeError` for plain strings."""
         if not isinstance(part, Markup):
             raise TypeError(f"a part of a page is Markup, got {type(part).__name__}; use text() or rich()")
         self.parts.append(part)
@@ -83,6 +90,16 @@ class Section:
 def rich(markup: str, *values: Any, **named: Any) -> Markup:
     """Constant HTML with escaped values in its braces: `rich("space <b>{}</b>", name)`."""
     return Markup(markup).format(*values, **named)
+
+
+def coded(text: str) -> Markup:
+    """Plain text whose parts between backticks are set as code, as docstrings have them."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a backtick without its partner
+        return Markup.escape(text)
+    return Markup("").join(
+        rich("<code>{}</code>", part) if k % 2 else Markup.escape(part) for k, part in enumerate(parts)
+    )
 
 
 def paragraph(text: str, note: bool = False) -> Markup:

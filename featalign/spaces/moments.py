@@ -22,7 +22,7 @@ class CrossMoments:
         self.count = 0
 
     def update(self, a: torch.Tensor, b: torch.Tensor) -> CrossMoments:
-        """Add a batch `a [samples, n]`, `b [samples, m]`."""
+        """Add a batch `a [samples, n]`, `b [samples, m]`; raises `SpaceMismatch` for different samples."""
         if len(a) != len(b):
             raise SpaceMismatch(f"streams of {len(a)} and {len(b)} samples; feed both clients the same batches")
         if len(a) == 0:

@@ -44,6 +44,7 @@ class Splice:
     kl: float
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         return asdict(self)
 
 

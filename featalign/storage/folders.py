@@ -99,11 +99,13 @@ def refuse_existing(path: Path | str, overwrite: bool = False) -> None:
     if not held:
         return
     if not overwrite:
-        raise FolderExists(f"output folder {str(path)!r} exists; choose another --out or pass --overwrite")
+        raise FolderExists(
+            f"output folder {str(path)!r} exists; choose another (out=, --out) or pass overwrite=True (--overwrite)"
+        )
     if not _is_run(place, held):
         shown = ", ".join(held[:3]) + (", ..." if len(held) > 3 else "")
         raise FolderExists(
-            f"{str(path)!r} holds no run of featalign ({shown}), it is not replaced; choose another --out"
+            f"{str(path)!r} holds no run of featalign ({shown}), it is not replaced; choose another (out=, --out)"
         )
 
 

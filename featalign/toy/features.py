@@ -89,6 +89,7 @@ class Features:
         return torch.where(active, size, 0.0)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         return asdict(self)
 
 

@@ -124,7 +124,7 @@ class ToyModels:
 
     @staticmethod
     def stack(batches: Sequence[ToyModels]) -> ToyModels:
-        """Several batches of equal shape as one."""
+        """Several batches of equal shape as one; raises `SpaceMismatch` for others."""
         shapes = {batch.encoder.shape[1:] for batch in batches}
         if len(shapes) != 1:
             raise SpaceMismatch(f"toy models of shapes {sorted(tuple(s) for s in shapes)} cannot be one batch")
@@ -179,7 +179,7 @@ class ToyModels:
     def loss_per_feature(
         self, x: torch.Tensor, importance: torch.Tensor | None = None, chunk: int = 4096
     ) -> torch.Tensor:
-        """Mean squared error of each feature, `[M, n]`."""
+        """Mean squared error of each feature, `[M, n]`; raises `NotFinite` for outputs that are not."""
         total = torch.zeros(len(self), self.config.n, dtype=torch.float64)
         for batch in x.split(chunk):
             total += (self(batch) - batch).double().pow(2).sum(1)

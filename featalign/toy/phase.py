@@ -41,6 +41,7 @@ class PhaseDiagram:
         return np.where(self.norm**2 < 0.25, 0, np.where(self.interference > 0.25, 1, 2))
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
         return {
             "densities": list(self.densities),
             "importances": list(self.importances),

@@ -235,7 +235,10 @@ class SemanticMoments:
         self.sums: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def update(self, codes_a: Any, codes_b: Any, reference: Any) -> SemanticMoments:
-        """Add a batch: codes `[samples, n]` and `[samples, m]`, reference `[samples, d]`."""
+        """Add a batch: codes `[samples, n]` and `[samples, m]`, reference `[samples, d]`.
+
+        Raises `ProbeError` for different numbers of samples.
+        """
         e = _finite(reference).astype(np.float64)
         for side, codes in (("a", codes_a), ("b", codes_b), ("all", np.ones((len(e), 1)))):
             z = np.abs(_finite(codes)).astype(np.float64)
@@ -247,7 +250,8 @@ class SemanticMoments:
         return self
 
     def points(self, side: str) -> np.ndarray:
-        """`[latents, 2 d]`: means and standard deviations; silent latents get those of the whole reference."""
+        """`[latents, 2 d]`: means and standard deviations; silent latents get those of the whole reference. Raises
+        `ProbeError` before any sample was seen."""
         if not self.sums:
             raise ProbeError("no samples were seen; the probe set is empty")
         return np.where(self.sums[side][0][:, None] > 0, self._normal(side), self._normal("all"))

@@ -4,13 +4,23 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import featalign
 from featalign import storage
 from featalign.cli import commands
 from featalign.errors import FeatalignError
 
+OWN = """
+from featalign.align import SpaceMap, matcher
+
+@matcher("as-they-stand")
+def as_they_stand(pair) -> SpaceMap:
+    \"\"\"Units left where they are.\"\"\"
+    return SpaceMap.identity(pair.target.size)
+"""
 CLI = [sys.executable, "-m", "featalign.cli"]
 
 
@@ -60,6 +70,26 @@ def test_debug_is_accepted_anywhere_and_listed(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this machine")
+def test_help_lists_the_verbs_first_and_version_is_told():
+    text = call("--help", stdout=subprocess.PIPE).stdout
+    names = [text.index(f"│ {name} ") for name in ("compare", "match", "diagnose", "fuse", "federate", "doctor")]
+    assert names == sorted(names)
+    assert call("--version", stdout=subprocess.PIPE).stdout.strip() == featalign.__version__
+    assert "runs.NAME" in call("federate", "--help", stdout=subprocess.PIPE).stdout
+
+
+def test_methods_of_ones_own_are_imported_first(tmp_path):
+    """A method registered in a module of the current folder is known to the command."""
+    (tmp_path / "mine.py").write_text(OWN)
+    command = ("compare", "--methods", "as-they-stand,vanila", "--out", "x")
+    env = {**os.environ, "PYTHONPATH": str(Path(featalign.__file__).parents[1])}
+    done = call("--import", "mine", *command, cwd=tmp_path, env=env)
+    assert done.returncode == 2 and "'vanila'" in done.stderr and "as-they-stand" in done.stderr
+    assert "'as-they-stand'" in call(*command, cwd=tmp_path, env=env).stderr
+    done = call("--import", "yours", *command, cwd=tmp_path, env=env)
+    assert done.returncode == 2 and "--import yours: ModuleNotFoundError" in done.stderr
+
+
 def test_full_disk_on_standard_output():
     with open("/dev/full", "w") as full:
         done = call("data", "list", stdout=full)

@@ -198,6 +198,8 @@ def test_options_of_nothing_are_refused_and_not_taken_as_defaults(toy):
     for k in (0, float("nan"), float("inf")):
         with pytest.raises(DictionaryError, match="k="):
             fd.train(toy[1], k=k)
+    with pytest.warns(fd.DictionaryWarning, match="k=30 of 16 latents"):
+        assert fd.train(toy[1], 16, k=30, steps=2).k == 16
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,7 +7,7 @@ import pytest
 from tests.documents.given import BESIDES, GIVEN, ROOT, blocks, run_here
 
 WITHOUT = {
-    *("index.md", "install.md", "bibliography.md"),  # a menu, commands and a list
+    *("install.md", "bibliography.md"),  # commands and a list
     *("vision.md", "paper.md"),  # tables, each with its command
 }
 EXTRAS = {"federated.md": "flwr"}  # pages whose code wants a package that is not always installed

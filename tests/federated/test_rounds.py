@@ -7,7 +7,7 @@ import torch
 
 from featalign import data
 from featalign.clients import Cohort, MLPConfig, TrainConfig, train_clients
-from featalign.errors import BadOption
+from featalign.errors import BadOption, ProbeError
 from featalign.federated import ClientWarning, Federation, Local, run
 from featalign.federated.fusing import Fusing, average, fuse_reports
 from featalign.federated.messages import Report
@@ -187,6 +187,11 @@ def test_a_method_that_the_networks_do_not_allow_is_an_error_not_a_fault(federat
         run(federation, 1, fuse=("ot-acts", {"costs": "distance"}), progress=False)
     with pytest.raises(BadOption, match="module can only be copied"):
         run(federation, 1, start="independent", progress=False)
+
+
+def test_data_that_the_network_cannot_read_are_named_with_their_client():
+    with pytest.raises(ProbeError, match=r"client left rejects the data float32 \[2, 5\].*pass inputs of the shape"):
+        Federation.gather([(x[:, :5], y) for x, y in blobs(2)], net(), names=["left", "right"])
 
 
 def test_feature_methods_train_dictionaries_at_the_clients():

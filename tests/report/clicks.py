@@ -16,6 +16,7 @@ from featalign.report.pack import numbers, shard
 from tests.report.conftest import FLAGS
 
 SHARD, WIDTH = 256, 25
+OWN, DEAD = 3, 4
 TERMS = {"score": "correlation of the activations", "rival": "next best partner", "null": "reached by chance"}
 MEASURE = """async (act) => {
     const times = [], wait = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done, 0)));
@@ -39,7 +40,7 @@ FILTER = """async (text) => {
 
 
 def synthetic(features, strings=2000, classes=("cat", "dog", "ship"), clients=("A", "B"), seed=0):
-    """Content of two clients of `features` latents: half matched, some split and merged, the rest own or silent."""
+    """Content of two clients of `features` latents: half matched, some split and merged, the rest own or dead."""
     draw = np.random.default_rng(seed)
     table = ["", *(f"w{k}" for k in range(1, strings))]
     rows = [_row(draw, j, strings) for j in range(SHARD)]
@@ -48,11 +49,12 @@ def synthetic(features, strings=2000, classes=("cat", "dog", "ship"), clients=("
     for client in range(2):
         density = draw.random(features) * 0.1
         density[-max(1, features // 20) :] = 0
+        rare = np.where(np.arange(features) >= features - features // 10, DEAD, OWN)  # some fire, too rarely to say
         blocks.append({
             "client": client, "site": 0, "latents": features, "rows": 10**6, "inputs": 10**4,
             "density": numbers(density, "f32"), "mean": numbers(draw.random(features), "f32"),
             "max": numbers(1 + draw.random(features), "f32"), "energy": numbers(draw.random(features), "f32"),
-            "kind": numbers(np.zeros(features), "u8"), "score": numbers(draw.random(features), "f32"),
+            "kind": numbers(rare, "u8"), "score": numbers(draw.random(features), "f32"),
             "x": numbers(65535 * draw.random(features), "u16"), "y": numbers(65535 * draw.random(features), "u16"),
             "words": numbers(draw.integers(1, strings, (features, 8)), "u32"),
             "class": numbers(draw.integers(0, 3, features), "u16"), "notes": None, "effect": "direct path",

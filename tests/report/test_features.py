@@ -81,8 +81,8 @@ def test_every_feature_is_in_the_list_and_few_rows_are_in_the_page(view):
     assert len(content["blocks"]) == 2
     total = int(view.text_content(".features .status").split(" of ")[1].split()[0].replace(",", ""))
     assert total == pairs + sum(alone)
-    silent = sum(int(part.text_content()) for part in view.query_selector_all(".toggle.dead b"))
-    assert shown(view) == total - silent and silent == 2 * (FEATURES // 20)
+    dead = sum(int(part.text_content()) for part in view.query_selector_all(".toggle.dead b"))
+    assert shown(view) == total - dead and dead == 2 * (FEATURES // 10)  # those that fire too rarely to say included
     assert view.locator(".features .row").count() < 40 and view.locator(".features *").count() < 3000
     view.evaluate("document.querySelector('.features .list').scrollTop = 1e9")
     view.wait_for_timeout(50)

@@ -13,7 +13,7 @@ from torch import nn
 import featalign as fa
 from featalign import storage
 from featalign.errors import CorruptFile
-from featalign.report import Section, page, rich, write_page
+from featalign.report import Section, coded, page, rich, write_page
 from featalign.report.page import json_text
 
 PAYLOADS = [
@@ -228,6 +228,17 @@ def test_plain_text_is_escaped_and_rich_text_escapes_its_values(tmp_path):
     with pytest.raises(TypeError, match="Markup"):
         section.add("<p>text</p>")
     assert write_page(tmp_path / "a.html", page(PAYLOADS[10], [], [])).read_bytes().decode("utf-8")
+
+
+def test_code_between_backticks_is_escaped_too():
+    assert coded("as `a < b` says & more") == "as <code>a &lt; b</code> says &amp; more"
+    assert coded("a lone ` <b>") == "a lone ` &lt;b&gt;"
+
+
+def test_columns_of_words_stand_left_and_numbers_right(tmp_path):
+    rows = [["a", 12, "–", "none", "3.5 ± 0.1", "MB"], ["b", "+0.23", "1,234", "public probe", "7 %", "x"]]
+    text = page("t", [], [Section("s").table(["run", "up", "n", "refit", "score", "u"], rows)])
+    assert text.count('<td class="words">') == 2 and '<th class="words">refit</th>' in text
 
 
 def test_markup_is_made_by_templates_alone():

@@ -56,7 +56,7 @@ class Conv1dConfig(ModelConfig):
 
     @classmethod
     def shaped(cls, shape: tuple[int, ...], outputs: int, **options: Any) -> Conv1dConfig:
-        """One set of outputs per sequence, unless `pool=False` is passed."""
+        """One set of outputs per sequence unless `pool=False` is passed; raises `BadOption` for inputs of more axes."""
         if len(shape) not in (1, 2):
             raise BadOption(f"model '{cls.name}' reads [channels, length], not inputs of shape {list(shape)}")
         channels = shape[0] if len(shape) == 2 else 1

@@ -38,7 +38,7 @@ class DecoderConfig(ModelConfig):
 
     @classmethod
     def shaped(cls, shape: tuple[int, ...], outputs: int, **options: Any) -> DecoderConfig:
-        """Contexts as long as the sequences, and a token per output."""
+        """Contexts as long as the sequences, and a token per output; raises `BadOption` for inputs but `[N, T]`."""
         if len(shape) != 1:
             raise BadOption(f"model '{cls.name}' reads tokens [N, T], not {list(shape)}; use another model")
         return cls(vocabulary=outputs, context=shape[0], **options)

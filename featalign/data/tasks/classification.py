@@ -140,7 +140,8 @@ class Classification(Task):
         """Averaged softmax `[..., classes]`, float64: `sum_k lambda_k softmax(logits_k)`, renormalised.
 
         With `counts [clients, classes]` each client speaks for a class in proportion to how much of it it has seen,
-        `lambda_k n_k(y) / sum_j lambda_j n_j(y)`: knowledge of label counts, not of labels.
+        `lambda_k n_k(y) / sum_j lambda_j n_j(y)`: knowledge of label counts, not of labels. Raises `BadOption` for
+        counts of another shape, negative or all zero.
         """
         logits = [self._logits(output) for output in outputs]
         classes = logits[0].shape[-1]

@@ -47,7 +47,8 @@ class NextToken(Task):
     def targets(self, batch: Batch) -> torch.Tensor:
         """`[N, T]`: given ones, aligned with the outputs, or the inputs moved by one with nothing after the last.
 
-        Labels that are the input tokens themselves (as `transformers` wants them) are moved too.
+        Labels that are the input tokens themselves (as `transformers` wants them) are moved too. Raises `TaskError`
+        where neither targets nor tokens are there.
         """
         tokens = batch.tokens
         if batch.targets is not None and not batch.self_labelled:

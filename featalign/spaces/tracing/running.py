@@ -45,7 +45,11 @@ def run(module: nn.Module, example: Any, partial: bool = False) -> Tracer:
     except Exception as error:
         where = tracer.stack[-1] if tracer.stack and tracer.stack[-1] else type(module).__name__
         reason = str(error).strip().partition("\n")[0]
-        raise TraceError(f"'{where}' failed on the example input: {type(error).__name__}: {reason}") from error
+        shapes = ", ".join(f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for t in inputs)
+        raise TraceError(
+            f"'{where}' failed on the example input {shapes}: {type(error).__name__}: {reason}; "
+            "pass an input of the shape and type that the network takes"
+        ) from error
     found = outputs_in(outputs)
     if not any(id(tensor) in tracer.values for tensor in found):
         raise TraceError(

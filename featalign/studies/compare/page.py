@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from featalign.fuse.fates import FATES
-from featalign.report.page import Section, page, paragraph, rich
+from featalign.report.page import Section, coded, page, paragraph, rich
 from featalign.studies.compare.figures import FIGURES, figures, spaces_of
 from featalign.studies.compare.words import by, distance, matched, shares, signed, value_of
 from featalign.studies.result import config_dict, records, statistics, with_spread
@@ -144,7 +144,7 @@ def _methods(result: CompareResult) -> Section:
     """What every method does, and why some did not run."""
     frame = result.frames["methods"].sort_values("available", ascending=False, kind="stable")
     rows = [
-        [row.method, row.summary if row.available else f"{row.summary} Did not run: {row.reason.rstrip('.')}."]
+        [row.method, coded(row.summary if row.available else f"{row.summary} Did not run: {row.reason.rstrip('.')}.")]
         for row in records(frame)
     ]
     missing = int((~frame["available"]).sum())

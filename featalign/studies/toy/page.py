@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from featalign.report import Section, page
+from featalign.report import Section, coded, page
 from featalign.studies.result import config_dict
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def toy_page(result: ToyResult) -> str:
     )
     if len(left_out):
         losses.table(["method", "left out because"], left_out["reason"].reset_index().to_numpy().tolist())
-    summaries = [[name, row["basis"], row["summary"]] for name, row in methods[methods["available"]].iterrows()]
+    summaries = [[name, row["basis"], coded(row["summary"])] for name, row in methods[methods["available"]].iterrows()]
     sections = [
         losses.figure(figures["losses"]),
         Section("Which features survive").figure(figures["survival"]),
