@@ -1,0 +1,22 @@
+"""Tables in documents say what the files beside them hold."""
+
+import pandas as pd
+import pytest
+
+from featalign.bench.modes import tables
+from tests.documents.given import ROOT
+
+MODES = (
+    (
+        ("Dirichlet .1", "mnist-dirichlet-0.1"),
+        ("Dirichlet .5", "mnist-dirichlet-0.5"),
+        ("special label", "mnist-special-label"),
+    ),
+)  # heading of the columns, and file
+
+
+@pytest.mark.parametrize("files", MODES)
+def test_tables_of_federated_modes(files):
+    folder = ROOT / "docs" / "results" / "modes"
+    found = tables({title: pd.read_json(folder / f"{name}.json") for title, name in files})
+    assert found.strip() in (ROOT / "docs" / "federated.md").read_text()
