@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from featalign.align.regime import regime
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featalign.clients import Cohort
+    from featalign.dictionaries import Dictionary
     from featalign.fuse import FusionProblem
 
     Networks = Callable[[int, int, int, bool], Cohort]
@@ -28,6 +29,7 @@ ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "projection": ("zip", {"linear": "project"}),
     "repack": ("zip", {"linear": "repack"}),
     "procrustes": ("procrustes", {}),
+    "joint dictionary": ("joint-dictionary", {}),  # re-packed in the reference's atoms: networks of one linear code
 }
 WORDS = 256
 PROBE = 4000
@@ -41,7 +43,7 @@ class RepackRow:
         networks, width, seed: which pair; width of the linear space.
         regime: what the relation of the clients' linear spaces was called before anything was fused; `linear`: share of
             one client's variance that the best linear map of the other explains.
-        row: projection, repack or procrustes, refitted.
+        row: projection, repack or procrustes, refitted; joint dictionary where the network is one linear code.
         loss: held out, at equal weights; `excess`: over the mean loss of the clients.
         seconds: of the fusion.
     """
@@ -87,25 +89,29 @@ def to_json(rows: Sequence[RepackRow]) -> list[dict[str, Any]]:
 
 def _rows(name: str, width: int, seed: int, steps: int, progress: bool) -> Iterator[RepackRow]:
     from featalign.clients import evaluate
-    from featalign.fuse import FusionProblem, solve
+    from featalign.fuse import FusionProblem, available, solve
 
     problem = FusionProblem(NETWORKS[name](width, seed, steps, progress))
     cohort = problem.cohort
 
     def loss(module: Any) -> float:
-        return evaluate(module, cohort.evaluation, cohort.task)["loss"]
+        return evaluate(module, cohort.evaluation, cohort.task)[cohort.task.metric.name]
 
     clients = sum(weight * loss(module) for weight, module in zip(problem.mixing, cohort.modules))
-    verdict, linear = _regime(problem)
+    verdict, linear, bases = _regime(problem)
+    problem = replace(problem, dictionaries=bases)
+    reasons = available(problem)
     for row, (method, options) in ROWS.items():
+        if reasons[method] is not None:
+            continue
         began = time.perf_counter()
         module = solve(problem, method, refit=True, **options).module
         seconds, found = time.perf_counter() - began, loss(module)
         yield RepackRow(name, width, seed, verdict, linear, row, found, found - clients, seconds)
 
 
-def _regime(problem: FusionProblem) -> tuple[str, float]:
-    """Of the widest linear space, with a dictionary of each client's own: its name, and the linear share."""
+def _regime(problem: FusionProblem) -> tuple[str, float, dict[str, tuple[Dictionary, ...]]]:
+    """Of the widest linear space, with a dictionary of each client's own: its name, the linear share, the bases."""
     import torch
 
     from featalign.align.maps import ROTATIONS
@@ -119,9 +125,9 @@ def _regime(problem: FusionProblem) -> tuple[str, float]:
             values = own[graph[space.name].after]
             part.append(values.reshape(-1, values.shape[-1]))
     first, second = (torch.cat(part)[: 2 * PROBE] for part in (held[0], held[-1]))
-    bases = [train(part, seed=problem.cohort.seed, allow_narrow=True) for part in (first, second)]
+    bases = tuple(train(part, seed=problem.cohort.seed, allow_narrow=True) for part in (first, second))
     verdict = regime(first, second, *bases, symmetry=space.symmetry, seed=problem.cohort.seed)
-    return verdict.name, verdict.linear
+    return verdict.name, verdict.linear, {space.name: bases}
 
 
 @NETWORKS.register("words")

@@ -163,7 +163,8 @@ class _Refit:
         graph, stages = self.problem.graph, {}  # type: ignore[var-annotated]
         for writer in self.problem.writers:
             layer = next((each for each in graph.layers if each.module == writer.name), None)
-            exact = exact_first and not writer.readout and self.problem.reads_input(writer)
+            coded = written(graph, writer) in self.codes
+            exact = exact_first and not writer.readout and not coded and self.problem.reads_input(writer)
             if writer.calls != 1 or exact or not self.problem.paired(writer):
                 continue
             if self.targets is None:
