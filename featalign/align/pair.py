@@ -46,7 +46,7 @@ class Clients:
 
     @cached_property
     def states(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """State dicts of both."""
+        """State dicts of both, each tensor in the shape of its parameter."""
         return self.modules[0].state_dict(), self.modules[1].state_dict()
 
     @property

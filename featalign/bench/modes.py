@@ -90,6 +90,33 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     ).reset_index()
 
 
+def tables(frames: Mapping[str, pd.DataFrame]) -> str:
+    """Markdown of several results of `modes`, by the heading of their columns: after the rounds, and one shot.
+
+    In per cent, mean and standard deviation over seeds; rounds to 90 % where every seed reached it.
+    """
+    parts = []
+    for start, heading in (("shared", "after the rounds (rounds to 90 %)"), ("independent", "one shot")):
+        clean = {title: summary(frame[frame["noise"] == 0]) for title, frame in frames.items()}
+        shown = {title: frame[frame["start"] == start] for title, frame in clean.items()}
+        names = list(dict.fromkeys(name for frame in shown.values() for name in frame["mode"]))
+        lines = [f"| {heading} | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
+        for name in names:
+            cells = [_cell(found[found["mode"] == name]) for found in shown.values()]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(rows: pd.DataFrame) -> str:
+    if rows.empty or rows["value"].isna().all():
+        return "–"
+    row = rows.iloc[0]
+    spread = "" if row["seeds"] < 2 else f" ± {100 * row['value_std']:.1f}"
+    reached = row["reached_90"] == row["seeds"] and row["start"] == "shared"
+    return f"{100 * row['value']:.1f}{spread}" + (f" ({row['rounds_to_90']:.0f})" if reached else "")
+
+
 def _rounds(
     federation: Federation, config: FederateConfig, noise: Sequence[float], names: Sequence[str] | Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:

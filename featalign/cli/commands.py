@@ -23,6 +23,7 @@ from featalign.cli.doctor import doctor
 from featalign.cli.federate import federate
 from featalign.cli.fuse import fuse
 from featalign.cli.match import match
+from featalign.cli.methods import methods
 from featalign.cli.output import print_table
 from featalign.cli.toy import toy
 from featalign.errors import BadOption, FeatalignError
@@ -85,6 +86,7 @@ app.add_typer(cache, name="cache")
 app.command("doctor")(doctor)
 app.command("fuse")(fuse)
 app.command("match")(match)
+app.command("methods")(methods)
 
 
 @app.command("compare")

@@ -31,7 +31,7 @@ class Batch:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors among the arguments."""
+        """The tensors among the arguments, each `[batch, ...]`."""
         return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, torch.Tensor)]
 
     @property
@@ -75,7 +75,7 @@ class Batch:
         return self.map(lambda tensor: tensor[:count])
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        """The batch with `change` applied to every tensor of arguments and targets."""
+        """The batch with `change` applied to every tensor `[batch, ...]` of arguments and targets."""
 
         def each(value: Any) -> Any:
             return change(value) if isinstance(value, torch.Tensor) else value

@@ -132,7 +132,7 @@ class Inputs:
             yield self._source.take(chosen).batch()
 
     def subset(self, index: torch.Tensor | slice) -> Inputs:
-        """Chosen samples, of sources that can be cut; loaders are gathered first."""
+        """The samples of an index `[chosen]` or slice, of sources that can be cut; loaders are gathered first."""
         source = self._source if self.sized else self.gathered()._source
         chosen = source.take(index)
         return Inputs(chosen, chosen.length(), self.batch_size)

@@ -87,7 +87,7 @@ class Task:
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
-        """The task, where outputs and targets of a batch speak for it; None where they do not (or cannot tell)."""
+        """The task, where outputs `[batch, ...]` and targets of a batch speak for it; else, or in doubt, None."""
         return None
 
     def named(self, class_names: Sequence[str]) -> Task:
@@ -98,7 +98,7 @@ class Task:
         return self
 
     def fitted(self, outputs: torch.Tensor, batch: Batch) -> Task:
-        """The task with what it can read off a first batch, such as the layout of the outputs."""
+        """The task with what it can read off a first batch, such as the layout of the outputs `[batch, ...]`."""
         return self
 
     def outputs_for(self, batch: Batch) -> int:
@@ -122,7 +122,7 @@ class Task:
         return batch.targets
 
     def check(self, outputs: torch.Tensor, targets: Any) -> None:
-        """Raise `TaskError`, in one line with the remedy, when outputs and targets do not fit the task."""
+        """Raise `TaskError`, in one line with the remedy, when outputs `[batch, ...]` and targets do not fit."""
 
     def loss(self, outputs: torch.Tensor, targets: Any) -> torch.Tensor:
         """Loss of every example, token or element that counts, `[elements]`."""
@@ -179,7 +179,7 @@ class Task:
             raise BadOption(f"head '{head}' of task '{self.name}'; choices: {', '.join(self.heads)}, none")
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
-        """How far a network's outputs are from those of an ensemble (`combine`), one number with gradients."""
+        """How far a network's outputs are from those of an ensemble (`combine`), a scalar with gradients."""
         wanted = ensemble.to(outputs)
         return (self.head_loss(outputs, wanted) - self.head_loss(wanted, wanted)).mean()
 
@@ -232,7 +232,7 @@ class Scores:
         self.counts: dict[str, int] = {}
 
     def update(self, outputs: torch.Tensor, batch: Batch) -> None:
-        """Add a batch; raises `TaskError` for a metric that is not a number."""
+        """Add a batch with its outputs `[batch, ...]`; raises `TaskError` for a metric that is not a number."""
         targets = self.task.targets(batch)
         if isinstance(targets, torch.Tensor):
             targets = targets.to(outputs.device)

@@ -39,11 +39,11 @@ class Weigher:
         self.p, self.sizes, self.presence = p, sizes, presence
 
     def weights(self, present: np.ndarray) -> Weights:
-        """Of the clients of this round, given by index."""
+        """`[present]`: of the clients of this round, given by index."""
         raise NotImplementedError
 
     def update(self, present: np.ndarray) -> None:
-        """Learn from who was present."""
+        """Learn from who was present, indices `[present]`."""
 
     def state(self) -> dict[str, Any]:
         """What was learned, as arrays and numbers."""

@@ -142,7 +142,7 @@ class ActivationStore:
         return torch.from_numpy(self._gathered(self._origins, index, 2, np.int64))
 
     def split(self, size: int) -> Iterator[torch.Tensor]:
-        """All rows in order, `size` at a time."""
+        """All rows in order, `[size, units]` at a time."""
         for start in range(0, len(self), size):
             yield self.rows(slice(start, start + size))
 

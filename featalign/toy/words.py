@@ -38,7 +38,7 @@ class Words:
         return self.train.mean(0)
 
     def batches(self, rows: torch.Tensor | None = None) -> SentenceLaw:
-        """A law for `train`: random training sentences, of the given rows only if there are any."""
+        """A law for `train`: random training sentences, of the given rows `[n]` only if there are any."""
         return SentenceLaw(self.train if rows is None else self.train[rows])
 
 

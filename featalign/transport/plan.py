@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def unmatched(self) -> tuple[np.ndarray, np.ndarray]:
-        """Sources and targets that take part in no pair."""
+        """Sources and targets that take part in no pair: indices `[unmatched]` of either side."""
         pairs = self.pairs
         return (
             np.setdiff1d(np.arange(self.shape[0]), pairs[:, 0]),

@@ -108,7 +108,7 @@ class Problem:
         return MaskedCost(whole, self.mask) if self.is_masked else whole
 
     def balanced(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both marginals, `b` rescaled by rounding to the total of `a`; `1 / n` and `1 / m` by default.
+        """Both marginals `[n]` and `[m]`, `b` rescaled by rounding to the total of `a`; `1 / n` and `1 / m` by default.
 
         Raises `TransportError` when the totals differ by more than one millionth.
         """
@@ -121,7 +121,7 @@ class Problem:
         return a, equal_totals(a, b)
 
     def loose(self, unit: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Both masses for problems that may leave some unmatched; every unit carries `unit`, or `1 / max(n, m)`."""
+        """Both masses `[n]`, `[m]` where some may stay unmatched; every unit carries `unit`, or `1 / max(n, m)`."""
         n, m = self.shape
         unit = 1.0 / max(n, m) if unit is None else unit
         return (np.full(n, unit) if self.a is None else self.a, np.full(m, unit) if self.b is None else self.b)

@@ -1,17 +1,20 @@
 """The entry point: every error is one line and exit status 2, whatever it is; `--debug` shows where."""
 
 import errno
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import featalign
 from featalign import storage
 from featalign.cli import commands
 from featalign.errors import FeatalignError
+from featalign.fuse import METHODS
 
 OWN = """
 from featalign.align import SpaceMap, matcher
@@ -76,6 +79,14 @@ def test_help_lists_the_verbs_first_and_version_is_told():
     assert names == sorted(names)
     assert call("--version", stdout=subprocess.PIPE).stdout.strip() == featalign.__version__
     assert "runs.NAME" in call("federate", "--help", stdout=subprocess.PIPE).stdout
+
+
+def test_methods_are_listed_with_what_they_need_and_take():
+    rows = json.loads(CliRunner().invoke(commands.app, ["methods", "--json"]).stdout)
+    assert [row["method"] for row in rows] == METHODS.names()
+    found = {row["method"]: row for row in rows}
+    assert "transcoders" in found["feature-zip"]["needs"] and "cost=distance" in found["ot-acts"]["options"]
+    assert all(row["what it does"] for row in rows)
 
 
 def test_methods_of_ones_own_are_imported_first(tmp_path):

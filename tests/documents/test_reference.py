@@ -34,6 +34,11 @@ def methods(public):
     return found
 
 
+def described(public):
+    """Public functions and methods, each with its words."""
+    return {name: (each, inspect.getdoc(each) or "") for name, each in functions(public).items()} | methods(public)
+
+
 def raised(function):
     """Names of what a function raises by itself."""
     calls = [node.exc for node in ast.walk(source(function)) if isinstance(node, ast.Raise)]
@@ -60,17 +65,17 @@ def test_every_public_name_says_what_it_is_for(public):
     assert not [name for name, value in described.items() if not (inspect.getdoc(value) or "").strip()]
 
 
-def test_functions_of_tensors_give_shapes(public):
+def test_functions_and_methods_of_tensors_give_shapes(public):
     bare = []
-    for name, function in functions(public).items():
-        annotations = " ".join(map(str, inspect.get_annotations(inspect.unwrap(function)).values()))
-        if TENSORS.search(annotations) and not SHAPE.search(inspect.getdoc(function) or ""):
+    for name, (each, words) in described(public).items():
+        annotations = " ".join(map(str, inspect.get_annotations(inspect.unwrap(each)).values()))
+        if TENSORS.search(annotations) and not SHAPE.search(words):
             bare.append(name)
     assert not bare
 
 
-def test_functions_that_raise_say_so(public):
-    every = {name: (each, inspect.getdoc(each) or "") for name, each in functions(public).items()} | methods(public)
+def test_functions_and_methods_that_raise_say_so(public):
+    every = described(public)
     assert not [
         f"{name}: {raised(each)}" for name, (each, words) in every.items() if raised(each) and "aise" not in words
     ]

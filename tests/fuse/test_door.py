@@ -277,3 +277,8 @@ def test_the_command_says_no_in_one_line(arguments, words, tmp_path, capsys, mon
     code, _, err = call(capsys, monkeypatch, a, b, *places, "--out", tmp_path / "out")
     assert code == 2 and len(err.splitlines()) == 1 and "Traceback" not in err, err
     assert words in err and not (tmp_path / "out").exists()
+
+
+def test_a_probe_of_one_sample_says_nothing_of_degrees_of_freedom(recwarn):
+    fa.fuse(clients(), X[:1], "ot-acts")
+    assert not [str(each.message) for each in recwarn if "degrees of freedom" in str(each.message)]

@@ -38,7 +38,7 @@ class Classification(Task):
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
-        """Whole numbers (or strings), one per row of the outputs; of a single output, 0 and 1 alone."""
+        """Whole numbers (or strings), one per row of outputs `[..., classes]`; of a single output, 0 and 1 alone."""
         targets = batch.targets
         if targets is None or batch.self_labelled:
             return None
@@ -54,7 +54,7 @@ class Classification(Task):
         return cls() if rows in (tuple(outputs.shape[:-1]), _positions(outputs)) else None
 
     def fitted(self, outputs: torch.Tensor, batch: Batch) -> Task:
-        """With the dimension of the outputs that holds the classes: the last, where both it and the second fit."""
+        """With the dimension of outputs `[batch, ...]` that holds the classes: the last, where both fit."""
         if batch.targets is not None and outputs.dim() > 2 and self.class_dim == -1:
             rows = tuple(self._labels(batch.targets).shape)
             if rows != tuple(outputs.shape[:-1]) and rows == _positions(outputs):
@@ -103,7 +103,10 @@ class Classification(Task):
     def combine(
         self, outputs: Sequence[torch.Tensor], weights: Sequence[float], counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logarithm of the averaged softmax (of a single logit: the logit of the averaged probability)."""
+        """Logarithm of the averaged softmax (of a single logit: the logit of the averaged probability).
+
+        Of the shape of one network's outputs.
+        """
         return self._back(self.mixture(outputs, weights, counts).clamp_min(1e-30).log(), outputs[0]).to(outputs[0])
 
     def head_target(
@@ -113,7 +116,7 @@ class Classification(Task):
         counts: torch.Tensor | None = None,
         head: str | None = None,
     ) -> torch.Tensor:
-        """`log-mixture`: log of the averaged softmax, clipped and centred over classes. `mean-logits`: their mean.
+        """`[rows, classes]`. `log-mixture`: log of the averaged softmax, clipped, centred. `mean-logits`: their mean.
 
         `cross-entropy` aims at the log-mixture too. Averaged logits let a confident client that never saw a class veto
         it; averaged probabilities do not.
@@ -125,13 +128,13 @@ class Classification(Task):
         return self._back(target - target.mean(-1, keepdim=True), outputs[0])
 
     def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy to the target's softmax (of a single logit: to its probability)."""
+        """Cross-entropy to the target's softmax, a scalar (of a single logit: to its probability)."""
         if outputs.shape[-1] == 1:
             return F.binary_cross_entropy_with_logits(outputs, target.sigmoid(), reduction="none").sum(-1)
         return -(target.softmax(-1) * outputs.log_softmax(-1)).sum(-1)
 
     def distance(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """One where the answer is another, else zero."""
+        """`[rows]`: one where the answer is another, else zero."""
         return (self._logits(outputs).argmax(-1) != self._logits(wanted).argmax(-1)).double().flatten()
 
     def mixture(
@@ -159,7 +162,7 @@ class Classification(Task):
         return mixed / mixed.sum(-1, keepdim=True)
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
-        """Kullback-Leibler divergence of the network's softmax from the ensemble's, in nats per row."""
+        """Kullback-Leibler divergence of the network's softmax from the ensemble's, in nats per row, a scalar."""
         return super().divergence(self._logits(outputs), self._logits(ensemble))
 
     def labels(self, targets: Any) -> torch.Tensor | None:

@@ -66,7 +66,7 @@ class MultiLabel(Task):
     def combine(
         self, outputs: Sequence[torch.Tensor], weights: Sequence[float], counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Logit of the averaged probability of each label."""
+        """Logits `[rows, labels]` of the averaged probability of each label."""
         return self.head_target(outputs, weights).to(outputs[0])
 
     def head_target(
@@ -83,11 +83,11 @@ class MultiLabel(Task):
         return torch.logit(mixed, eps=1e-6).clamp(FLOOR, -FLOOR)
 
     def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy to the target's probabilities."""
+        """Cross-entropy to the target's probabilities, a scalar."""
         return F.binary_cross_entropy_with_logits(outputs, target.sigmoid(), reduction="none").sum(-1)
 
     def distance(self, outputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        """One where the answer is another, else zero."""
+        """`[rows, labels]`: one where the answer is another, else zero."""
         return ((outputs > 0) != (wanted > 0)).double().flatten()
 
     def _numbers(self, targets: Any) -> torch.Tensor:

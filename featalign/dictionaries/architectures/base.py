@@ -64,7 +64,7 @@ class Architecture:
         return [slice(0, self.width)]
 
     def activate(self, pre: torch.Tensor, params: Tensors) -> torch.Tensor:
-        """Codes of pre-activations."""
+        """Codes of pre-activations, both `[S, B, F]`."""
         raise NotImplementedError
 
     def select(self, pre: torch.Tensor) -> np.ndarray:
@@ -74,15 +74,15 @@ class Architecture:
     def backward(
         self, dz: torch.Tensor, pre: torch.Tensor, codes: torch.Tensor, params: Tensors, grads: Tensors
     ) -> torch.Tensor:
-        """Gradient on `pre` from the gradient on the codes; adds gradients of own parameters to `grads`."""
+        """Gradient `[S, B, F]` on `pre` from that on the codes; adds gradients of own parameters to `grads`."""
         return dz * (codes > 0)
 
     def auxiliary(self, pre: torch.Tensor, y: torch.Tensor, params: Tensors, grads: Tensors) -> torch.Tensor | None:
-        """Gradient on `pre` of a loss of the architecture's own, or None; adds its other gradients to `grads`."""
+        """Gradient `[S, B, F]` on `pre` of a loss of its own, or None; adds its other gradients to `grads`."""
         return None
 
     def revive(self, s: int, dead: torch.Tensor, grads: Tensors) -> None:
-        """Gradients that bring the dead latents (indices) of dictionary `s` back, besides the auxiliary loss."""
+        """Gradients that bring the dead latents `[dead]` of dictionary `s` back, besides the auxiliary loss."""
 
     def project(self, params: Tensors) -> None:
         """Bring parameters back to where they make sense, in place, after each step."""
@@ -112,7 +112,7 @@ class Architecture:
 
     @classmethod
     def config(cls, tensors: Mapping[str, torch.Tensor], k: float) -> dict[str, Any]:
-        """Entries of sae-lens's configuration beside those that every architecture has."""
+        """Entries of sae-lens's configuration beside those of all architectures, from tensors in its shapes."""
         return {}
 
     @classmethod
