@@ -221,6 +221,21 @@ def bench_fusion(
         )
 
 
+@bench.command("repack")
+def bench_repack(
+    networks: list[str] = typer.Option(None, metavar="NAME", help="words or characters.  [default: both]"),
+    width: list[int] = typer.Option(None, help="Of the linear space; repeat for several.  [default: 8, 16, 32, 48]"),
+    seeds: int = typer.Option(2, help="Pairs of networks for each width."),
+    steps: int = typer.Option(1000, help="Of training each network."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Superposed linear spaces projected, re-packed or rotated: loss, and what the regime said beforehand."""
+    from featalign.bench.repack import repack, to_json
+
+    print_rows(to_json(repack(networks or (), width or (), seeds, steps, not quiet)), as_json)
+
+
 @bench.command("modes")
 def bench_modes(
     dataset: str = typer.Option(

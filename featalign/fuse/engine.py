@@ -104,7 +104,7 @@ def _solve(
     if with_refit and problem.averaged:
         fits = refit_layers(
             problem, module, proposal.alignments, proposal.targets, proposal.exact_first, ridges[0], head,
-            proposal.statistics, ridges[1],
+            proposal.statistics, ridges[1], proposal.codes,
         )  # fmt: skip
     return FusionResult(
         method, options, with_refit, module, proposal.alignments, tuple(fits), proposal.matches, proposal.notes, 0.0,

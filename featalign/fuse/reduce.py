@@ -2,14 +2,15 @@
 
 Behind an elementwise nonlinearity or a norm with gains, `J` picks units: one choice for every depth of a stream, by the
 summed greedy gains over all the maps that read it. Heads are picked whole, by how much of what attention adds to the
-reduced stream their outputs explain. A linear space is projected on the leading directions of the joint second moment
+reduced stream their outputs explain. A linear space is reduced by a registered reduction (`linear`) from the joint rows
 of everything that is read from it: behind a norm every position counts as the norm scales it. No alignment is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from featalign.align.maps import ROTATIONS, SpaceMap
 from featalign.align.pool import reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
+from featalign.fuse.linear import REDUCTIONS, Code
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import readout_target
 from featalign.fuse.writers import Writer, written
@@ -29,7 +31,6 @@ from featalign.spaces.graph import Axis, Site, Space, Symmetry
 
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
 POOL = 1024  # units up to which a choice is made on all refit inputs
-RANK = 1e-10  # relative energy below which a direction is not used
 Maps = dict[str, tuple[SpaceMap, ...]]
 
 
@@ -71,17 +72,25 @@ def roles(problem: FusionProblem) -> Roles:
     )
 
 
-def reduced(problem: FusionProblem, room: Sequence[float] | None = None) -> tuple[Maps, dict[str, list[int]]]:
-    """Maps of every client by space, and how many picked units come from each client.
+def reduced(
+    problem: FusionProblem, room: Sequence[float] | None = None, linear: str = "project"
+) -> tuple[Maps, dict[str, list[int]], dict[str, Code]]:
+    """Maps of every client by space, how many picked units come from each client, and codes that are not linear.
 
-    `room` weighs the clients in the choice of what the fused spaces hold; the mixing weights unless given.
+    `room` weighs the clients in the choice of what the fused spaces hold; the mixing weights unless given. `linear`
+    names a registered reduction of linear spaces; raises `UnknownName` for others.
     """
+    reduction = REDUCTIONS[linear]
     mixing, problem = problem.mixing, problem.mixed(tuple(room or problem.mixing))
     found = roles(problem)
     maps: Maps = {space.name: _same(problem, space) for space in found.inner}
     joint = _joint_moments(problem, found)
+    codes: dict[str, Code] = {}
     for space in found.projected:
-        maps[space.name] = project(problem, space, joint[space.name])
+        found_space = reduction(problem, space, joint[space.name], partial(_joint_rows, problem, found, space))
+        maps[space.name] = found_space.maps
+        if found_space.code is not None:
+            codes[space.name] = found_space.code
     pools = _pools(problem, found, maps)
     origins: dict[str, list[int]] = {}
     for space in (*found.selected, *found.heads):
@@ -91,9 +100,11 @@ def reduced(problem: FusionProblem, room: Sequence[float] | None = None) -> tupl
         edges = pool.offsets
         origins[space.name] = [int(((chosen >= a) & (chosen < b)).sum()) for a, b in pairwise(edges)]
     held = {space.name for space in found.inner}
-    return {
-        name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()
-    }, origins
+    return (
+        {name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()},
+        origins,
+        codes,
+    )
 
 
 def _mixed(maps: tuple[SpaceMap, ...], room: Sequence[float], mixing: Sequence[float]) -> tuple[SpaceMap, ...]:
@@ -106,33 +117,6 @@ def _mixed(maps: tuple[SpaceMap, ...], room: Sequence[float], mixing: Sequence[f
 
 def _same(problem: FusionProblem, space: Space) -> tuple[SpaceMap, ...]:
     return tuple(SpaceMap.identity(space.size, Symmetry.ORTHOGONAL) for _ in problem.clients)
-
-
-def project(problem: FusionProblem, space: Space, moment: torch.Tensor) -> tuple[SpaceMap, ...]:
-    """Maps onto the leading directions `U` of the joint second moment of `sqrt(lambda_k) a_k`.
-
-    `J_k = sqrt(lambda_k) U_k^T` turns a network fused with itself and leaves its lengths; the least-squares reading is
-    `a_k ~ U_k z / sqrt(lambda_k)`. As many directions are used as the widest client uses: a stream that is never
-    written to along its mean keeps a silent direction, without which its LayerNorm could not be given back.
-    """
-    sizes = [graph[space.name].size for graph in problem.graphs]
-    used = 1
-    for block in _blocks(moment, sizes):
-        energies = torch.linalg.eigvalsh(block)
-        used = max(used, int((energies > RANK * energies[-1].clamp_min(1e-300)).sum()))
-    directions = torch.linalg.eigh(moment)[1].flip(1)[:, : min(used, space.size)]
-    maps = []
-    for weight, part in zip(problem.mixing, directions.split(sizes)):
-        full = part.new_zeros(len(part), space.size)
-        full[:, : part.shape[1]] = part
-        share = weight**0.5 if weight > 0 else float("inf")
-        maps.append(SpaceMap((full / share).T.contiguous(), full / share, Symmetry.LINEAR))
-    return tuple(maps)
-
-
-def _blocks(moment: torch.Tensor, sizes: Sequence[int]) -> list[torch.Tensor]:
-    edges = torch.tensor([0, *sizes]).cumsum(0).tolist()
-    return [moment[a:b, a:b] for a, b in pairwise(edges)]
 
 
 @dataclass
@@ -189,24 +173,34 @@ def _joint_moments(problem: FusionProblem, found: Roles) -> dict[str, torch.Tens
     """Joint second moments of `sqrt(lambda_k) a_k` over every place where a projected space is read."""
     if not found.projected:
         return {}
+    moments: dict[str, Any] = {space.name: 0 for space in found.projected}
+    for name, joint in _joint(problem, found, found.projected):
+        moments[name] = moments[name] + joint.T @ joint
+    return moments
+
+
+def _joint_rows(problem: FusionProblem, found: Roles, space: Space) -> Iterator[torch.Tensor]:
+    """`sqrt(lambda_k) a_k` of all clients side by side, `[rows, sum n_k]`, at every place where a space is read."""
+    return (joint for _, joint in _joint(problem, found, (space,)))
+
+
+def _joint(problem: FusionProblem, found: Roles, spaces: Sequence[Space]) -> Iterator[tuple[str, torch.Tensor]]:
+    """`(space, joint rows)` of every batch and place, once over the refit inputs."""
     places = {}
-    for space in found.projected:
+    for space in spaces:
         shown: dict[Site, tuple[Writer, Axis]] = {}
         for writer, axis in found.readers[space.name]:
             shown.setdefault(writer.reads, (writer, axis))
         places[space.name] = list(shown.values())
     sites = list(dict.fromkeys(writer.reads for readers in places.values() for writer, _ in readers))
     sites = _distinct(problem, sites)
-    moments: dict[str, Any] = {space.name: 0 for space in found.projected}
     for _, held, _ in _stream(problem, sites):
-        for space in found.projected:
+        for space in spaces:
             for writer, axis in places[space.name]:
                 if writer.reads not in sites:
                     continue
                 parts = [_samples(_read(problem, k, space, writer, axis, h)) for k, h in enumerate(held)]
-                joint = torch.cat([w**0.5 * part for w, part in zip(problem.mixing, parts)], 1).double()
-                moments[space.name] = moments[space.name] + joint.T @ joint
-    return moments
+                yield space.name, torch.cat([w**0.5 * part for w, part in zip(problem.mixing, parts)], 1).double()
 
 
 def _distinct(problem: FusionProblem, sites: list[Site]) -> list[Site]:

@@ -9,7 +9,7 @@ their statistics corrected before anything above them is solved, unless the meth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from featalign.align.activations import Held
 from featalign.align.heads import gauged_state
 from featalign.align.maps import Alignment
 from featalign.data.task import answers
+from featalign.fuse.linear import Code
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import Loss, Sample, readout_target
 from featalign.fuse.repair import Statistics, correct_norm
@@ -79,6 +80,7 @@ def refit(
     head: str | None = None,
     statistics: bool = True,
     head_ridge: float | None = None,
+    codes: Mapping[str, Code] | None = None,
 ) -> list[LayerFit]:
     """Refit the affine maps of `fused` in place.
 
@@ -92,13 +94,16 @@ def refit(
         statistics: correct batch normalisations by the parents' statistics on the way.
         head_ridge: of the readout. Where answers are right or wrong `HEAD_RIDGE` by default: what counts is the side
             of a boundary, and a readout that follows the targets less closely errs on fewer inputs it has not seen.
+        codes: by linear space, what it is to hold of the clients' activations, in place of the out-maps' sum.
 
     Maps that run more than once, or whose rows are ordered differently by every client, keep the rule's weights. The
     task's target is for layers whose output is the network's output; others that write a pinned space keep the rule's.
     """
     if head_ridge is None:
         head_ridge = max(ridge, HEAD_RIDGE) if answers(problem.cohort.task) else ridge
-    return _Refit(problem, fused, alignments, targets, (ridge, head_ridge), head, statistics).run(exact_first)
+    return _Refit(problem, fused, alignments, targets, (ridge, head_ridge), head, statistics, codes or {}).run(
+        exact_first
+    )
 
 
 class _Refit:
@@ -113,9 +118,10 @@ class _Refit:
         ridges: tuple[float, float],
         head: str | None,
         statistics: bool,
+        codes: Mapping[str, Code],
     ):
         self.problem, self.fused, self.targets = problem, fused, targets
-        self.ridges, self.head, self.alignments = ridges, head, alignments
+        self.ridges, self.head, self.alignments, self.codes = ridges, head, alignments, codes
         found = Statistics(problem, fused, alignments) if statistics else None
         self.statistics = found if found is not None and found.trusted else None
         self.taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
@@ -157,7 +163,8 @@ class _Refit:
         graph, stages = self.problem.graph, {}  # type: ignore[var-annotated]
         for writer in self.problem.writers:
             layer = next((each for each in graph.layers if each.module == writer.name), None)
-            exact = exact_first and not writer.readout and self.problem.reads_input(writer)
+            coded = written(graph, writer) in self.codes
+            exact = exact_first and not writer.readout and not coded and self.problem.reads_input(writer)
             if writer.calls != 1 or exact or not self.problem.paired(writer):
                 continue
             if self.targets is None:
@@ -222,6 +229,13 @@ class _Refit:
 
     def _moved(self, rows: list[torch.Tensor], site: Site, writer: Writer) -> torch.Tensor:
         problem = self.problem
+        landing = written(problem.graph, writer)
+        if landing in self.codes:
+            sizes = [graph[landing].size for graph in problem.graphs]
+            parts = [rows[0].new_zeros(len(rows[0]), size) for size in sizes]
+            for k, values in zip(self.taking, rows):
+                parts[k] = values
+            return self.codes[landing](parts)
         total: Any = 0
         for k, values in zip(self.taking, rows):
             name = written(problem.graphs[k], writer)

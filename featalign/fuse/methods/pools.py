@@ -59,19 +59,20 @@ class Chosen:
 
 
 @fusion_method("zip", basis="pool", needs=("reducible",), follows_mixing=True, grid={"lean": LEANS})
-def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0) -> Proposal:
+def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, linear: str = "project") -> Proposal:
     """All clients side by side reduced to the original width: units and heads are picked, linear spaces projected.
 
     `lean` between 0 and 1 moves the room that the clients are given towards the reference: 0 shares it by the mixing
     weights, 1 keeps the reference's own units and directions. What the fused network outputs is asked for alike.
-    "auto" takes what comes nearest to the ensemble on a held-out part of the probe.
+    "auto" takes what comes nearest to the ensemble on a held-out part of the probe. `linear` is how linear spaces are
+    reduced: "project" on leading directions, or "repack", features of a joint dictionary laid out anew.
     """
     if lean == "auto" or not 0 <= lean <= 1:
         raise BadOption(f"lean = {lean}; give a number between 0 (room by the mixing weights) and 1 (the reference's)")
     room = tuple((1 - lean) * w + lean * (k == problem.reference) for k, w in enumerate(problem.mixing))
-    maps, origins = reduced(problem, room)
+    maps, origins, codes = reduced(problem, room, linear)
     alignments = tuple(Alignment({name: found[k] for name, found in maps.items()}) for k in range(len(problem.cohort)))
-    return Proposal(alignments, statistics=False, notes={"units_from_client": origins})
+    return Proposal(alignments, statistics=False, notes={"units_from_client": origins}, codes=codes)
 
 
 @fusion_method(

@@ -12,6 +12,7 @@ from featalign.align.feature import FeatureMatch
 from featalign.align.maps import Alignment
 from featalign.align.matchers import MATCHERS, Matcher, align
 from featalign.errors import BadOption, UnknownName
+from featalign.fuse.linear import Code
 from featalign.fuse.needs import NEEDS, unmet
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.refit import Targets
@@ -33,6 +34,7 @@ class Proposal:
             one client bring their own.
         complete: whether `module` is left as it is; else it takes the place of the rule's average, and repair and refit
             follow.
+        codes: by linear space, what it is to hold where that is no linear function of what the clients hold.
     """
 
     alignments: tuple[Alignment, ...]
@@ -43,6 +45,7 @@ class Proposal:
     notes: Mapping[str, Any] = field(default_factory=dict)
     module: nn.Module | None = None
     complete: bool = True
+    codes: Mapping[str, Code] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
