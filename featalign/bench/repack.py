@@ -126,7 +126,7 @@ def _regime(problem: FusionProblem) -> tuple[str, float, dict[str, tuple[Diction
             part.append(values.reshape(-1, values.shape[-1]))
     first, second = (torch.cat(part)[: 2 * PROBE] for part in (held[0], held[-1]))
     bases = tuple(train(part, seed=problem.cohort.seed, allow_narrow=True) for part in (first, second))
-    verdict = regime(first, second, *bases, symmetry=space.symmetry, seed=problem.cohort.seed)
+    verdict = regime(first, second, bases[0], bases[-1], symmetry=space.symmetry, seed=problem.cohort.seed)
     return verdict.name, verdict.linear, {space.name: bases}
 
 

@@ -230,7 +230,7 @@ class _Refit:
     def _moved(self, rows: list[torch.Tensor], site: Site, writer: Writer) -> torch.Tensor:
         problem = self.problem
         landing = written(problem.graph, writer)
-        if landing in self.codes:
+        if landing is not None and landing in self.codes:
             sizes = [graph[landing].size for graph in problem.graphs]
             parts = [rows[0].new_zeros(len(rows[0]), size) for size in sizes]
             for k, values in zip(self.taking, rows):

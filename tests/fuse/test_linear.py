@@ -41,22 +41,27 @@ def test_a_space_that_fits_the_fused_width_is_exact(linear, refit):
     assert torch.allclose(output(found, inputs), output(module, inputs), atol=1e-4)
 
 
-def test_features_that_do_not_fit_are_laid_out_anew_and_the_refit_aims_at_their_code(monkeypatch):
-    trained = []
-    short = reductions.train
+@pytest.fixture
+def trained(monkeypatch):
+    """Dictionaries of few steps, in the order in which they were trained."""
+    found, whole = [], reductions.train
     monkeypatch.setattr(
-        reductions, "train", lambda *rows, **options: trained.append(short(*rows, **options, steps=30)) or trained[-1]
+        reductions, "train", lambda *rows, **options: found.append(whole(*rows, **options, steps=30)) or found[-1]
     )
+    return found
+
+
+def test_features_that_do_not_fit_are_laid_out_anew_and_the_refit_aims_at_their_code(trained):
     problem, inputs = pair(coder(0), coder(1)), sparse()
-    one, other = (solve(problem, "zip", refit=True, linear=name).module for name in ("project", "repack"))
+    one, other = (solve(problem, "zip", refit=True, linear=name) for name in ("project", "repack"))
     assert len(trained) == 1 and trained[0].W_dec.shape[1] == 8
-    assert torch.isfinite(output(other, inputs)).all()
-    assert not torch.allclose(output(one, inputs), output(other, inputs), atol=1e-2)
-    (fit, *_) = solve(problem, "zip", refit=True, linear="repack").fits
+    assert torch.isfinite(output(other.module, inputs)).all()
+    assert not torch.allclose(output(one.module, inputs), output(other.module, inputs), atol=1e-2)
+    (fit, *_) = other.fits
     assert fit.layer == "0" and fit.explained_after >= fit.explained_before  # though it reads the inputs
 
 
-def test_a_packed_code_grows_with_its_row(monkeypatch):
+def test_a_packed_code_grows_with_its_row(trained, monkeypatch):
     rows = torch.nn.functional.normalize(torch.randn(120, 6, generator=torch.Generator().manual_seed(0)), dim=1)
     monkeypatch.setattr(reductions, "LATENTS", 2)
     found = reductions.Packed.of(rows, 3, seed=0)
