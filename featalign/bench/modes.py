@@ -60,9 +60,9 @@ def modes(
         only: modes to run; all by default. Raises `BadOption` for another name.
         federation: in place of the one that `config` describes.
 
-    Columns: seed, start, mode, noise, kinds (that go up), kB up (per client and round), value (headline metric on the
-    test set after the last round), late (mean over the last five rounds), rounds to 90 %, why not (a mode does not
-    apply).
+    Columns: seed, unit (of the headline metric), start, mode, noise, kinds (that go up), kB up (per client and round),
+    value (headline metric on the test set after the last round), late (mean over the last five rounds), rounds to 90 %
+    (of shares), why not (a mode does not apply).
     """
     import pandas as pd
 
@@ -72,13 +72,15 @@ def modes(
     federation = federation or federation_of(config)
     config = replace(config, watch=0)
     rows = [*_rounds(federation, config, noise, only or ROUNDS), *_one_shot(federation, config, epochs, only or known)]
-    return pd.DataFrame([{"seed": config.seed, **row} for row in rows])
+    facts = {"seed": config.seed, "unit": federation.task.metric.unit}
+    return pd.DataFrame([{**facts, **row} for row in rows])
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over the seeds of `modes`, a row per start, mode and noise."""
     grouped = frame.groupby(["start", "mode", "noise"], sort=False)
     return grouped.agg(
+        unit=("unit", "first"),
         seeds=("seed", "nunique"),
         kinds=("kinds", "first"),
         kB_up=("kB up", "mean"),
@@ -93,7 +95,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
 def tables(frames: Mapping[str, pd.DataFrame]) -> str:
     """Markdown of several results of `modes`, by the heading of their columns: after the rounds, and one shot.
 
-    In per cent, mean and standard deviation over seeds; rounds to 90 % where every seed reached it.
+    Mean and standard deviation over seeds, in per cent for shares; rounds to 90 % where every seed reached it.
     """
     parts = []
     for start, heading in (("shared", "after the rounds (rounds to 90 %)"), ("independent", "one shot")):
@@ -112,9 +114,10 @@ def _cell(rows: pd.DataFrame) -> str:
     if rows.empty or rows["value"].isna().all():
         return "–"
     row = rows.iloc[0]
-    spread = "" if row["seeds"] < 2 else f" ± {100 * row['value_std']:.1f}"
+    scale, digits = (100, 1) if row["unit"] == "%" else (1, 3)
+    spread = "" if row["seeds"] < 2 else f" ± {scale * row['value_std']:.{digits}f}"
     reached = row["reached_90"] == row["seeds"] and row["start"] == "shared"
-    return f"{100 * row['value']:.1f}{spread}" + (f" ({row['rounds_to_90']:.0f})" if reached else "")
+    return f"{scale * row['value']:.{digits}f}{spread}" + (f" ({row['rounds_to_90']:.0f})" if reached else "")
 
 
 def _rounds(
@@ -202,5 +205,5 @@ def _row(
         "kB up": up["bytes"].sum() / 1e3 / len(federation) / config.rounds,
         "value": float(values.iloc[-1]),
         "late": float(values.iloc[-5:].mean()),
-        "rounds to 90 %": result.rounds_to(0.9),
+        "rounds to 90 %": result.rounds_to(0.9) if federation.task.metric.unit == "%" else None,
     }
