@@ -216,14 +216,12 @@ def _checked_base(base: Any, name: str, client: nn.Module) -> nn.Module:
     return base
 
 
-def require_modules(modules: Any, least: int = 1) -> None:
-    """Raise `BadOption` for anything but a list of modules, `least` of them or more."""
+def require_modules(modules: Any) -> None:
+    """Raise `BadOption` for anything but a list of at least one module."""
     if isinstance(modules, nn.Module) or not isinstance(modules, Sequence):
         raise BadOption(f"the clients are a {type(modules).__name__}; pass a list of trained modules")
     if len(modules) == 0:
         raise BadOption("zero clients; pass a list of at least one trained module")
-    if len(modules) < least:
-        raise BadOption(f"{len(modules)} client(s); pass a list of {least} or more trained modules")
     for module in modules:
         if not isinstance(module, nn.Module):
             raise BadOption(f"a client is a {type(module).__name__}; pass trained modules (torch.nn.Module)")

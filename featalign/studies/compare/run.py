@@ -86,7 +86,7 @@ def compare(
     given = {"methods": chosen, "options": dict(options or {}), "mixing": mixing, "augment": augment}
     config = typed.read(CompareConfig, {**given, "device": device, **settings}, "compare")
     _check(config)
-    require_modules(modules, least=2)
+    require_modules(modules)
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(storage.claim(out, overwrite))
