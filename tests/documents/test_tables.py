@@ -12,6 +12,8 @@ MODES = (
         ("Dirichlet .5", "mnist-dirichlet-0.5"),
         ("special label", "mnist-special-label"),
     ),
+    (("CIFAR-10, Dirichlet .5", "cifar10-dirichlet-0.5"),),
+    (("two editions, nats", "shakespeare-editions"),),
 )  # heading of the columns, and file
 
 
