@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from featalign.errors import BadOption
@@ -39,6 +40,9 @@ ONE_SHOT: Mapping[str, Mapping[str, Any]] = {
     "public probe, zip": {"fuse": "zip"},
     "public probe, zip, readout from sums": {"fuse": "zip", "calibrate": True},
 }
+COLUMNS = [
+    "seed", "unit", "start", "mode", "noise", "kinds", "kB up", "value", "late", "rounds to 90 %", "why not",
+]  # fmt: skip
 NOISE = (0.001, 0.01, 0.1)
 NOISY = ("moments only", "readout from sums")
 
@@ -49,6 +53,7 @@ def modes(
     noise: Sequence[float] = NOISE,
     only: Sequence[str] = (),
     federation: Federation | None = None,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """A row per mode: rounds from a shared start, the same with noise on moments, one shot from independent starts.
 
@@ -59,26 +64,33 @@ def modes(
         noise: standard deviations, in units of each Gram matrix's mean diagonal.
         only: modes to run; all by default. Raises `BadOption` for another name.
         federation: in place of the one that `config` describes.
+        progress: show which mode was last, and what it reached.
 
     Columns: seed, unit (of the headline metric), start, mode, noise, kinds (that go up), kB up (per client and round),
     value (headline metric on the test set after the last round), late (mean over the last five rounds), rounds to 90 %
     (of shares), why not (a mode does not apply).
     """
     import pandas as pd
+    from tqdm.auto import tqdm
 
     known = {*ROUNDS, *ONE_SHOT, ENSEMBLE}
     if unknown := [name for name in only if name not in known]:
         raise BadOption(f"no mode '{unknown[0]}'; modes: {', '.join(sorted(known))}")
     federation = federation or federation_of(config)
     config = replace(config, watch=0)
-    rows = [*_rounds(federation, config, noise, only or ROUNDS), *_one_shot(federation, config, epochs, only or known)]
-    facts = {"seed": config.seed, "unit": federation.task.metric.unit}
-    return pd.DataFrame([{**facts, **row} for row in rows])
+    facts, rows = {"seed": config.seed, "unit": federation.task.metric.unit}, []
+    plans = _rounds(federation, config, noise, only or ROUNDS), _one_shot(federation, config, epochs, only or known)
+    with tqdm(desc=f"modes, seed {config.seed}", unit=" modes", disable=not progress, leave=False) as bar:
+        for row in chain(*plans):
+            rows.append({**facts, **row})
+            bar.update()
+            bar.set_postfix_str(f"{row['mode']}: {federation.task.metric.shown(row.get('value'))}")
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over the seeds of `modes`, a row per start, mode and noise."""
-    grouped = frame.groupby(["start", "mode", "noise"], sort=False)
+    grouped = frame.reindex(columns=COLUMNS).groupby(["start", "mode", "noise"], sort=False)
     return grouped.agg(
         unit=("unit", "first"),
         seeds=("seed", "nunique"),
@@ -89,6 +101,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         late=("late", "mean"),
         rounds_to_90=("rounds to 90 %", "mean"),
         reached_90=("rounds to 90 %", "count"),
+        why_not=("why not", "first"),
     ).reset_index()
 
 
@@ -98,10 +111,13 @@ def tables(frames: Mapping[str, pd.DataFrame]) -> str:
     Mean and standard deviation over seeds, in per cent for shares; rounds to 90 % where every seed reached it.
     """
     parts = []
-    for start, heading in (("shared", "after the rounds (rounds to 90 %)"), ("independent", "one shot")):
-        clean = {title: summary(frame[frame["noise"] == 0]) for title, frame in frames.items()}
-        shown = {title: frame[frame["start"] == start] for title, frame in clean.items()}
-        names = list(dict.fromkeys(name for frame in shown.values() for name in frame["mode"]))
+    shares = any((frame["unit"] == "%").any() for frame in frames.values())
+    after = "after the rounds (rounds to 90 %)" if shares else "after the rounds"
+    for start, heading in (("shared", after), ("independent", "one shot")):
+        shown = {title: summary(frame[frame["start"] == start]) for title, frame in frames.items()}
+        for found in shown.values():
+            found["mode"] += [f", noise {sigma:g}" if sigma else "" for sigma in found["noise"]]
+        names = list(dict.fromkeys(name for found in shown.values() for name in found["mode"]))
         lines = [f"| {heading} | " + " | ".join(shown) + " |", "|---|" + "---|" * len(shown)]
         for name in names:
             cells = [_cell(found[found["mode"] == name]) for found in shown.values()]

@@ -256,6 +256,7 @@ def bench_modes(
     noise: list[float] = typer.Option([0.001, 0.01, 0.1], metavar="SIGMA", help="On moments; 0 for none."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure of the cost of noise here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON, a row per seed."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """What each way of aggregating asks of clients (weights, moments, sums, a probe), and what it reaches."""
     import pandas as pd
@@ -273,13 +274,13 @@ def bench_modes(
     for seed in range(seeds):
         if dataset == "shakespeare":
             config = FederateConfig(clients=2, rounds=rounds, seed=seed)
-            frames.append(modes(config, epochs, sigmas, only or (), language_federation(seed)))
+            frames.append(modes(config, epochs, sigmas, only or (), language_federation(seed), not quiet))
         else:
             config = FederateConfig(
                 dataset=dataset, model=model, model_options=shape, clients=clients, split=split, alpha=alpha,
                 rounds=rounds, samples=samples, seed=seed,
             )  # fmt: skip
-            frames.append(modes(config, epochs, sigmas, only or ()))
+            frames.append(modes(config, epochs, sigmas, only or (), progress=not quiet))
     frame = pd.concat(frames, ignore_index=True)
     short = summary(frame)
     if figure is not None:

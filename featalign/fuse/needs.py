@@ -43,13 +43,12 @@ def base(problem: FusionProblem) -> str | None:
     return None
 
 
-@NEEDS.register("layers")
-def layers(problem: FusionProblem) -> str | None:
-    """Some linear or convolutional layer runs once as a module of its own, so that what it reads is seen."""
-    client = problem.clients[problem.reference]
-    if any(layer.calls == 1 and affine.is_affine(client.get_submodule(layer.module)) for layer in problem.graph.layers):
+@NEEDS.register("affine-maps")
+def affine_maps(problem: FusionProblem) -> str | None:
+    """Some affine map runs once, of a layer or a bare parameter, so that what it reads is seen."""
+    if any(writer.calls == 1 for writer in problem.writers):
         return None
-    return "no linear layer runs as a module of its own, so that no Gram matrix of its inputs can be read"
+    return "no affine map runs exactly once, so that no Gram matrix of its inputs can be read"
 
 
 @NEEDS.register("dictionaries")

@@ -7,6 +7,7 @@ from featalign.bench.modes import tables
 from tests.documents.given import ROOT
 
 MODES = (
+    (("digits, Dirichlet .1", "digits-dirichlet-0.1"),),
     (
         ("Dirichlet .1", "mnist-dirichlet-0.1"),
         ("Dirichlet .5", "mnist-dirichlet-0.5"),

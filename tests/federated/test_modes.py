@@ -183,6 +183,6 @@ def test_modes_fuse_the_same_clients_and_set_them_beside_their_ensemble():
     assert frame.loc[("moments only", 0.1), "kinds"] == "weights, moments"
     assert len(summary(frame.reset_index())) == len(frame) == 5
     copied = modes(config, noise=(), only=[ENSEMBLE], federation=small())
-    assert "can only be copied" in copied["why not"].item()
+    assert "can only be copied" in summary(copied)["why_not"].item()
     with pytest.raises(BadOption, match="no mode 'moment'"):
         modes(config, only=["moment"], federation=federation)

@@ -9,7 +9,7 @@ from featalign.data import Classification
 from featalign.data.inputs import Inputs
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.federated import Fusing, client_moments, moment_refit
-from featalign.fuse import FusionProblem, solve
+from featalign.fuse import FusionProblem, available, solve
 from tests.fuse.conftest import network, permuted
 
 
@@ -102,6 +102,9 @@ def test_maps_without_a_layer_are_refitted_too():
     assert {w.name for w in problem.writers if not w.layered} <= {fit.layer for fit in fits} != set()
     assert all(fit.explained_after >= fit.explained_before - 1e-9 for fit in fits)
     assert sum(fit.explained_after > fit.explained_before + 0.01 for fit in fits) > len(fits) // 2
+    assert available(problem)["regmean"] is None
+    averaged = solve(problem, "regmean", refit=False, repair=False)
+    assert {w.name for w in problem.writers if not w.layered} <= set(averaged.notes["layers"])
     itself = fused([clients[0], clients[0]], own, "vanilla")[0]
     with torch.no_grad():
         assert torch.allclose(itself(tokens), problem.clients[0](tokens), atol=1e-3)

@@ -11,7 +11,7 @@ from featalign.fuse.rule import apply_rule, identity_alignment
 RIDGE = 1e-6  # towards the average, where a Gram matrix is singular
 
 
-@fusion_method("regmean", basis="neuron", needs=("layers",), follows_mixing=True, default=False)
+@fusion_method("regmean", basis="neuron", needs=("affine-maps",), follows_mixing=True, default=False)
 def regmean(problem: FusionProblem, *, alpha: float = 0.9, start: str = "ot-acts") -> Proposal:
     """RegMean: layers that do best, in least squares, what every client's layer did on its own activations.
 

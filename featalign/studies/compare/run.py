@@ -17,7 +17,7 @@ from torch import nn
 from featalign import options as typed
 from featalign import storage
 from featalign.clients import Client, models, train_clients
-from featalign.clients.cohort import Cohort, require_modules
+from featalign.clients.cohort import Cohort
 from featalign.data import load, partition
 from featalign.data.inputs import Inputs
 from featalign.data.partition import check_scheme
@@ -86,7 +86,6 @@ def compare(
     given = {"methods": chosen, "options": dict(options or {}), "mixing": mixing, "augment": augment}
     config = typed.read(CompareConfig, {**given, "device": device, **settings}, "compare")
     _check(config)
-    require_modules(modules)
     with ExitStack() as stack:
         if out is not None:
             stack.enter_context(storage.claim(out, overwrite))

@@ -70,14 +70,14 @@ def compare_codes(
         witness = None
         if config.witness:
             witness = crosscoder_columns(
-                [r.basis for r in held], [r.sample for r in held], config.rule, config.seed, config.steps or None
+                [r.basis for r in held], [r.sample for r in held], config, config.seed, config.steps or None
             )
         found: Pairwise = {}
         for a, b in combinations(range(len(subjects)), 2):
             place = (label, subjects[a].name, subjects[b].name)
-            each = found[a, b] = correspond(codes[a], codes[b], config.rule, config.seed)
+            each = found[a, b] = correspond(codes[a], codes[b], config, config.seed)
             controls = {
-                "shuffled": each.by_chance, "untrained": untrained_agreement(random[a], random[b], config.rule)
+                "shuffled": each.by_chance, "untrained": untrained_agreement(random[a], random[b], config)
             }  # fmt: skip
             directions = _directions(held[a].basis, held[b].basis, config.seed)
             sides = (energy[a], energy[b])
@@ -113,7 +113,7 @@ def compare_geometry(subjects: Sequence[Subject], config: MatchConfig) -> Compar
         for a, b in combinations(range(len(subjects)), 2):
             place = (label, subjects[a].name, subjects[b].name)
             left, right = (subjects[k].bases[label] for k in (a, b))
-            each, result.how = by_geometry(left.atoms, right.atoms, config.rule, config.geometry, config.seed)
+            each, result.how = by_geometry(left.atoms, right.atoms, config, config.geometry, config.seed)
             found[a, b] = each
             result.summary += summary_rows(
                 place, each, {"shuffled": each.by_chance}, _directions(left, right, config.seed), None, 0

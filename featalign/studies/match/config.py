@@ -17,14 +17,11 @@ WITNESSES = ("", "crosscoder")
 
 
 @dataclass(frozen=True)
-class MatchConfig:
+class MatchConfig(Rule):
     """How latents are matched, wherever the bases came from.
 
     Attributes:
-        minimum: correlation below which two latents are no pair, whatever the null says (effect size).
-        quantile: share of the best matches by chance that a pair must beat.
-        firings: rows on which a latent must be active, or it counts as dead.
-        split_gain: share of a latent's variance that each further latent must explain to make it a split.
+        minimum, quantile, firings, split_gain: what counts as a pair, as in `align.correspondence.Rule`.
         geometry: what is compared without inputs: cosine (of decoders), gromov (of their Gram matrices), auto.
         witness: crosscoder trains one dictionary of all clients as a second witness; empty for none.
         architecture: registered name, of dictionaries trained here.
@@ -38,10 +35,6 @@ class MatchConfig:
         device: where networks run, such as cuda; none leaves them where they are.
     """
 
-    minimum: float = 0.3
-    quantile: float = 0.99
-    firings: int = 10
-    split_gain: float = 0.05
     geometry: str = "auto"
     witness: str = ""
     architecture: str = "topk"
@@ -56,6 +49,7 @@ class MatchConfig:
 
     def __post_init__(self) -> None:
         typed.check(self)
+        super().__post_init__()
         for name, low in (("width", 0), ("k", 0), ("steps", 0), ("rows", 32), ("cards", 0), ("seed", 0)):
             if getattr(self, name) < low:
                 raise BadOption(f"{name} = {getattr(self, name)}; give at least {low}")
@@ -65,12 +59,6 @@ class MatchConfig:
             if getattr(self, name) not in choices:
                 shown = ", ".join(choice or "none (empty)" for choice in choices)
                 raise BadOption(f"{name} = '{getattr(self, name)}'; choices: {shown}")
-        _ = self.rule
-
-    @property
-    def rule(self) -> Rule:
-        """What counts as a pair."""
-        return Rule(self.minimum, self.quantile, self.firings, self.split_gain)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def match_subjects(
     if len(subjects) > 2:
         names = [subject.name for subject in subjects]
         for label, each in found.correspondences.items():
-            rows, note = universe_rows(label, names, each, config.rule)
+            rows, note = universe_rows(label, names, each, config)
             frames["universe"] += rows
             frames["cycles"] += cycle_rows(label, names, each, rows, config.seed)
             more += [note] if note else []
