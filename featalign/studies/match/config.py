@@ -18,10 +18,9 @@ WITNESSES = ("", "crosscoder")
 
 @dataclass(frozen=True)
 class MatchConfig(Rule):
-    """How latents are matched, wherever the bases came from.
+    """How latents are matched, wherever the bases came from; what counts as a pair is a `Rule`'s.
 
     Attributes:
-        minimum, quantile, firings, split_gain: what counts as a pair, as in `align.correspondence.Rule`.
         geometry: what is compared without inputs: cosine (of decoders), gromov (of their Gram matrices), auto.
         witness: crosscoder trains one dictionary of all clients as a second witness; empty for none.
         architecture: registered name, of dictionaries trained here.
