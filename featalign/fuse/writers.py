@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -169,8 +170,7 @@ def written(graph: SpaceGraph, writer: Writer) -> str | None:
 def _events(module: nn.Module, example: Batch) -> tuple[list[Event], torch.Tensor]:
     """Every tensor that enters or leaves a submodule, in order, and the outputs."""
     seen: list[Event] = []
-    sites = [Site(name, side) for name, _ in module.named_modules() if name for side in ("in", "out")]
-    handles = watch(module, sites, lambda site, value: seen.append((site, value.detach().clone())))
+    handles = watch(module, _places(module), lambda site, value: seen.append((site, value.detach().clone())))
     try:
         with evaluating(module):
             outputs = unwrap(example.run(module))
@@ -178,6 +178,11 @@ def _events(module: nn.Module, example: Batch) -> tuple[list[Event], torch.Tenso
         for handle in handles:
             handle.remove()
     return seen, outputs
+
+
+def _places(module: nn.Module) -> list[Site]:
+    """Where tensors enter or leave submodules."""
+    return [Site(name, side) for name, _ in module.named_modules() if name for side in ("in", "out")]
 
 
 def _layers(module: nn.Module, graph: SpaceGraph) -> Iterator[Writer]:
@@ -243,39 +248,109 @@ def _landed(module: nn.Module, space: Space, writer: Writer, events: Sequence[Ev
     if own.shape[dim] != space.size or axis.repeat * axis.tile > 1:
         return replace(writer, lands=writer.own)
     noise = torch.randn(own.shape, generator=torch.Generator().manual_seed(0)).to(own) * own.std().clamp_min(1e-6)
-    disturbed = _disturbed(module, writer.own, noise, example)
-    norms: tuple[str, ...] = ()
-    shown = {(site.module, site.side) for site in space.sites}
-    change, times = units_last(noise, dim == 1), Counter(site for site, _ in events)
-    for (site, before), (_, after) in zip(events[start + 1 :], disturbed[start + 1 :]):
-        unseen = (site.module, site.side) not in shown or before.shape != own.shape or times[site] > 1
-        if unseen or torch.equal(before, after):
-            continue
-        moved = units_last(after - before, dim == 1)
-        gain = (moved * change).sum(0) / change.square().sum(0)
-        if (moved - gain * change).norm() > 100 * EXACT * moved.norm():
-            break
-        rest = units_last(before, dim == 1) - gain * units_last(own, dim == 1)
-        if rest.std(0, correction=0).max() > 10 * EXACT * units_last(before, dim == 1).std():
-            return replace(writer, lands=site, norms=norms)
-        if site.side == "out" and isinstance(module.get_submodule(site.module), NORMS):
-            norms = (*norms, site.module)
-            if writer.bias is None and len(norms) == 1:
-                writer = replace(writer, lands=site)
-    if writer.lands.module:  # a normalisation stands for the missing bias
-        return replace(writer, norms=(writer.lands.module,))
-    return replace(writer, lands=writer.own)
+    landing = _Landing(module, space, writer, events, start, noise)
+    _disturb(module, landing, noise, example)
+    return landing.found()
 
 
-def _disturbed(module: nn.Module, site: Site, noise: torch.Tensor, example: Batch) -> list[Event]:
-    """The events when something is added at a site."""
+class _Settled(Exception):
+    """Ends a disturbed pass: where the change lands is known."""
 
-    def add(where: Site, value: torch.Tensor) -> None:
-        value.add_(noise)
 
-    handles = watch(module, [site], add)
+class _Landing:
+    """Follows a change of what a writer writes from event to event, until its sum is complete or no longer seen."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        space: Space,
+        writer: Writer,
+        events: Sequence[Event],
+        start: int,
+        noise: torch.Tensor,
+    ):
+        self.module, self.writer, self.events, self.start = module, writer, events, start
+        self.own = events[start][1]
+        self.first = writer.convolves(module)  # units lie along dimension 1
+        self.change = units_last(noise, self.first)
+        self.shown = {(site.module, site.side) for site in space.sites}
+        self.times = Counter(site for site, _ in events)
+        self.last = max((k for k, (site, _) in enumerate(events) if (site.module, site.side) in self.shown), default=0)
+        self.norms: tuple[str, ...] = ()
+        self.lands = NOWHERE
+        self.complete = False
+
+    def see(self, place: int, after: torch.Tensor) -> None:
+        """What passes at the event of that number now; raises `_Settled` when nothing more is to be learned."""
+        if place > self.last:
+            raise _Settled
+        site, before = self.events[place]
+        shown = (site.module, site.side) in self.shown and before.shape == self.own.shape and self.times[site] == 1
+        if place <= self.start or not shown or torch.equal(before, after):
+            return
+        moved = units_last(after - before, self.first)
+        gain = (moved * self.change).sum(0) / self.change.square().sum(0)
+        if (moved - gain * self.change).norm() > 100 * EXACT * moved.norm():
+            raise _Settled
+        before = units_last(before, self.first)
+        rest = before - gain * units_last(self.own, self.first)
+        if rest.std(0, correction=0).max() > 10 * EXACT * before.std():
+            self.lands, self.complete = site, True
+            raise _Settled
+        if site.side == "out" and isinstance(self.module.get_submodule(site.module), NORMS):
+            self.norms = (*self.norms, site.module)
+            if self.writer.bias is None and len(self.norms) == 1:
+                self.lands = site
+
+    def found(self) -> Writer:
+        """The writer with what was learned."""
+        if self.complete:
+            return replace(self.writer, lands=self.lands, norms=self.norms)
+        if self.lands.module:  # a normalisation stands for the missing bias
+            return replace(self.writer, lands=self.lands, norms=(self.lands.module,))
+        return replace(self.writer, lands=self.writer.own)
+
+
+def _disturb(module: nn.Module, landing: _Landing, noise: torch.Tensor, example: Batch) -> None:
+    """Run the network with noise added at the writer's site, telling `landing` of every event.
+
+    Layers up to the writer answer what they answered before: only what the noise can change is computed, up to where
+    it lands. All writers together thus cost about one run, whatever the depth.
+    """
+    place = -1
+
+    def see(site: Site, value: torch.Tensor) -> None:
+        nonlocal place
+        place += 1
+        if place == landing.start:
+            value.add_(noise)
+        landing.see(place, value.detach())
+
+    answered = {
+        site.module: value
+        for site, value in landing.events[: landing.start + 1]
+        if site.side == "out" and landing.times[site] == 1 and affine.is_affine(module.get_submodule(site.module))
+    }
+    handles = watch(module, _places(module), see)
     try:
-        return _events(module, example)[0]
+        with evaluating(module), _answering(module, answered), suppress(_Settled):
+            example.run(module)
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _answering(module: nn.Module, answers: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Layers return given tensors instead of computing theirs."""
+    parts = {name: module.get_submodule(name) for name in answers}
+    usual: dict[str, Any] = {name: vars(part).get("forward") for name, part in parts.items()}
+    for name, part in parts.items():
+        part.forward = lambda *_args, answer=answers[name], **_options: answer.clone()
+    try:
+        yield
+    finally:
+        for name, part in parts.items():
+            del part.forward
+            if usual[name] is not None:
+                part.forward = usual[name]

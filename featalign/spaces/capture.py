@@ -94,7 +94,7 @@ def stream(
             calls.clear()
             with evaluating(module):  # around the call alone: a suspended generator must not keep gradients off
                 outputs = unwrap(batch.run(module))
-            held = {site: _rows(module, site, calls[site], batch) for site in sites}
+            held = {site: _rows(module, site, calls.pop(site, ()), batch) for site in dict.fromkeys(sites)}
             yield outputs, held
 
 
@@ -143,9 +143,9 @@ def _rows(module: nn.Module, site: Site, calls: Sequence[torch.Tensor], batch: B
         if site.dim is None or site.dim > 1:
             tensor = kept(tensor, batch.mask)
         parts.append(rows_at(tensor, site, channels))
-    rows = torch.cat(parts)
+    rows = parts[0] if len(parts) == 1 else torch.cat(parts)
     rows = rows if rows.dtype is torch.float64 else rows.float()
-    if not torch.isfinite(rows).all():
+    if not (rows.sum().isfinite() or torch.isfinite(rows).all()):  # the sum of finite rows may overflow
         raise NotFinite(f"activations at '{site}' hold NaN or infinity; check the network's weights and inputs")
     return rows
 
@@ -165,7 +165,7 @@ def units_at(module: nn.Module, batch: Batch) -> dict[str, int]:
 
 
 def fitting_batch(module: nn.Module, inputs: Any, sites: Sequence[Site]) -> int:
-    """Inputs per batch, so that one module's activations at all sites stay within `BATCH_BYTES`; 16 to 2048.
+    """Inputs per batch, so that one module's activations at all sites stay within `BATCH_BYTES`; 1 to 2048.
 
     Batches of a loader are what they are.
     """
@@ -175,7 +175,7 @@ def fitting_batch(module: nn.Module, inputs: Any, sites: Sequence[Site]) -> int:
     count = min(2, len(inputs))
     _, held = next(stream(module, [inputs.example(count)], sites))
     size = sum(tensor.nbytes for tensor in held.values()) // count
-    return max(16, min(BATCH, BATCH_BYTES // max(size, 1)))
+    return max(1, min(BATCH, BATCH_BYTES // max(size, 1)))
 
 
 def collect(module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: int = BATCH) -> Held:
