@@ -16,6 +16,8 @@ from featalign.cli import commands
 from featalign.errors import FeatalignError
 from featalign.fuse import METHODS
 
+pytestmark = pytest.mark.long
+
 OWN = """
 from featalign.align import SpaceMap, matcher
 
