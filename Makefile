@@ -32,7 +32,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # long files first: tests/conftest.py
 
 # the site, in build/site; needs no internet once installed
 .venv/docs: .venv/dev

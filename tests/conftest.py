@@ -14,6 +14,11 @@ else:  # processes that this one starts share its cache
     os.environ["FEATALIGN_CACHE"] = tempfile.mkdtemp(prefix="featalign-test-cache-")
 
 
+def pytest_collection_modifyitems(items):
+    """Long files first: one that is handed out last keeps one worker busy while the others have nothing left."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
 def pytest_unconfigure():
     """Whoever made the cache removes it."""
     if not WORKER:

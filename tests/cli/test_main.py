@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -31,18 +32,19 @@ def call(*arguments, **options):
     return subprocess.run([*CLI, *arguments], stderr=subprocess.PIPE, text=True, **options)
 
 
-def called(monkeypatch, capsys, error, *arguments):
-    """Exit status and standard error of a command that raises."""
-
-    def command(args):
-        raise error
-
-    monkeypatch.setattr(commands, "app", command)
-    monkeypatch.setattr(sys, "argv", ["featalign", *arguments])
+@pytest.fixture
+def called(monkeypatch, capsys):
+    """The command line without a process of its own: exit status, standard output and standard error."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # `main` replaces it
     monkeypatch.setattr(commands, "_close", lambda stream: None)
-    with pytest.raises(SystemExit) as stop:
-        commands.main()
-    return stop.value.code, capsys.readouterr().err
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["featalign", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            commands.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return main
 
 
 @pytest.mark.parametrize(
@@ -55,30 +57,33 @@ def called(monkeypatch, capsys, error, *arguments):
         (OSError("odd"), "OSError: odd"),
     ],
 )
-def test_errors_are_one_line_and_debug_shows_where(error, words, monkeypatch, capsys):
-    code, text = called(monkeypatch, capsys, error, "compare")
+def test_errors_are_one_line_and_debug_shows_where(error, words, called, monkeypatch):
+    def command(args):
+        raise error
+
+    monkeypatch.setattr(commands, "app", command)
+    code, _, text = called("compare")
     assert code == 2 and text.startswith(words) and len(text.splitlines()) == 1
-    code, text = called(monkeypatch, capsys, error, "compare", "--debug")
+    code, _, text = called("compare", "--debug")
     assert code == 2 and "Traceback" in text
     monkeypatch.setenv("FEATALIGN_DEBUG", "1")
-    code, text = called(monkeypatch, capsys, error, "compare")
+    code, _, text = called("compare")
     assert code == 2 and "Traceback" in text
 
 
-def test_debug_is_accepted_anywhere_and_listed(tmp_path):
-    done = call("--debug", "compare", "--mixing", "2", "--out", str(tmp_path / "x"))
-    assert done.returncode == 2 and "Traceback" in done.stderr
-    done = call("--help", stdout=subprocess.PIPE)
-    assert done.returncode == 0 and "--debug" in done.stdout and "compare" in done.stdout
+def test_debug_is_accepted_anywhere_and_listed(called, tmp_path):
+    code, _, text = called("--debug", "compare", "--mixing", "2", "--out", str(tmp_path / "x"))
+    assert code == 2 and "Traceback" in text
+    code, text, _ = called("--help")
+    assert code == 0 and "--debug" in text and "compare" in text
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this machine")
-def test_help_lists_the_verbs_first_and_version_is_told():
-    text = call("--help", stdout=subprocess.PIPE).stdout
+def test_help_lists_the_verbs_first_and_version_is_told(called):
+    text = called("--help")[1]
     names = [text.index(f"│ {name} ") for name in ("compare", "match", "diagnose", "fuse", "federate", "doctor")]
     assert names == sorted(names)
-    assert call("--version", stdout=subprocess.PIPE).stdout.strip() == featalign.__version__
-    assert "runs.NAME" in call("federate", "--help", stdout=subprocess.PIPE).stdout
+    assert called("--version")[1].strip() == featalign.__version__
+    assert "runs.NAME" in called("federate", "--help")[1]
 
 
 def test_methods_are_listed_with_what_they_need_and_take():
@@ -89,18 +94,20 @@ def test_methods_are_listed_with_what_they_need_and_take():
     assert all(row["what it does"] for row in rows)
 
 
-def test_methods_of_ones_own_are_imported_first(tmp_path):
+def test_methods_of_ones_own_are_imported_first(called, tmp_path, monkeypatch):
     """A method registered in a module of the current folder is known to the command."""
     (tmp_path / "mine.py").write_text(OWN)
     command = ("compare", "--methods", "as-they-stand,vanila", "--out", "x")
     env = {**os.environ, "PYTHONPATH": str(Path(featalign.__file__).parents[1])}
     done = call("--import", "mine", *command, cwd=tmp_path, env=env)
     assert done.returncode == 2 and "'vanila'" in done.stderr and "as-they-stand" in done.stderr
-    assert "'as-they-stand'" in call(*command, cwd=tmp_path, env=env).stderr
-    done = call("--import", "yours", *command, cwd=tmp_path, env=env)
-    assert done.returncode == 2 and "--import yours: ModuleNotFoundError" in done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert "'as-they-stand'" in called(*command)[2]
+    code, _, text = called("--import", "yours", *command)
+    assert code == 2 and "--import yours: ModuleNotFoundError" in text
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this machine")
 def test_full_disk_on_standard_output():
     with open("/dev/full", "w") as full:
         done = call("data", "list", stdout=full)
@@ -122,24 +129,25 @@ def test_a_locale_without_the_letters():
 
 
 @pytest.mark.parametrize("out", ["", ".", "..", "~", "notes"])
-def test_overwrite_never_empties_what_is_no_run(out, tmp_path):
+def test_overwrite_never_empties_what_is_no_run(out, called, tmp_path, monkeypatch):
     here = tmp_path / "work" / "here"
     (here / "notes").mkdir(parents=True)
     for folder in (tmp_path, tmp_path / "work", here, here / "notes"):
         (folder / "precious").write_text("1")
-    environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
-    done = call("compare", "--out", os.path.join(tmp_path, "") if out == "~" else out, "--overwrite", "--quiet",
-                cwd=here, env=environment)  # fmt: skip
-    assert done.returncode == 2 and "FolderExists" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(here)
+    out = os.path.join(tmp_path, "") if out == "~" else out
+    code, _, text = called("compare", "--out", out, "--overwrite", "--quiet")
+    assert code == 2 and "FolderExists" in text and len(text.splitlines()) == 1, text
     assert all((f / "precious").exists() for f in (tmp_path, tmp_path / "work", here, here / "notes"))
 
 
 @pytest.mark.parametrize("line", ['seeds = "3"', "hidden = 3", "k = 1e9", "ridge = inf", "sedes = 3"])
-def test_a_wrong_configuration_file(line, tmp_path):
+def test_a_wrong_configuration_file(line, called, tmp_path):
     (tmp_path / "a.toml").write_text(line)
-    done = call("compare", "--config", str(tmp_path / "a.toml"), "--out", str(tmp_path / "run"), "--quiet")
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("BadOption: ") and not (tmp_path / "run").exists()
+    code, _, text = called("compare", "--config", str(tmp_path / "a.toml"), "--out", str(tmp_path / "run"), "--quiet")
+    assert code == 2 and len(text.splitlines()) == 1
+    assert text.startswith("BadOption: ") and not (tmp_path / "run").exists()
 
 
 def test_two_runs_on_one_folder(tmp_path):

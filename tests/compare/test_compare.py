@@ -16,6 +16,8 @@ from featalign.studies.compare.config import CompareConfig, RunConfig
 from featalign.studies.compare.run import run
 from tests.compare.conftest import SMALL
 
+pytestmark = pytest.mark.long
+
 
 def test_run_folder_holds_what_was_promised(finished):
     folder = finished.folder

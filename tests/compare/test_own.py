@@ -12,6 +12,8 @@ from featalign.spaces import collect
 from tests.compare.conftest import trained
 from tests.features.content import rows_of
 
+pytestmark = pytest.mark.long
+
 QUICK = {"curve": 0, "evidence": False, "progress": False}
 
 

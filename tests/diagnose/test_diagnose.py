@@ -15,6 +15,8 @@ from featalign.errors import BadOption, CorruptFile, DictionaryError, ProbeError
 from featalign.studies.diagnose.controls import shuffled_samples, shuffled_weights
 from tests.features.content import rows_of
 
+pytestmark = pytest.mark.long
+
 QUICK = {"steps": 150, "sweep_steps": 0, "progress": False}
 
 

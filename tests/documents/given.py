@@ -13,7 +13,10 @@ import torch
 from torch import nn
 import featalign as fa
 
-fa.diagnose = functools.partial(fa.diagnose, steps=60, sweep_steps=20)  # what is asked here is whether it runs
+# what is asked here is whether it runs
+fa.diagnose = functools.partial(fa.diagnose, steps=60, sweep_steps=20)
+fa.compare = functools.partial(fa.compare, curve=3)
+fa.dictionaries.store.FEW_STEPS = 60  # of every dictionary that a comparison trains
 
 def network(seed):
     torch.manual_seed(seed)

@@ -8,6 +8,8 @@ import pytest
 
 from tests.documents.given import ROOT
 
+pytestmark = pytest.mark.long
+
 SCRIPTS = sorted((ROOT / "gallery").glob("[0-9]*.py"))
 LARGEST = 60_000  # bytes
 

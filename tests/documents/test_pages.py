@@ -6,6 +6,8 @@ import pytest
 
 from tests.documents.given import BESIDES, GIVEN, ROOT, blocks, run_here
 
+pytestmark = pytest.mark.long
+
 WITHOUT = {
     *("install.md", "bibliography.md"),  # commands and a list
     *("vision.md", "paper.md"),  # tables, each with its command

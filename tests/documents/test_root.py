@@ -7,6 +7,8 @@ import pytest
 
 from tests.documents.given import GIVEN, ROOT, blocks, documents, run_here
 
+pytestmark = pytest.mark.long
+
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_code_runs(name, tmp_path):

@@ -13,7 +13,7 @@ from featalign.report.widget import feature_browser
 from tests.report.clicks import SHARD, synthetic, written
 from tests.report.test_payloads import FOREIGN, PAYLOADS
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.long]
 FEATURES = 1500
 HEAD = ".features .feature h3"
 CONTRAST = """() => {

@@ -16,6 +16,8 @@ from featalign.errors import CorruptFile
 from featalign.report import Section, coded, page, rich, write_page
 from featalign.report.page import json_text
 
+pytestmark = pytest.mark.long
+
 PAYLOADS = [
     "<img src=x onerror=__pwned=1>",
     "<!--<script>",

@@ -13,6 +13,8 @@ from featalign.errors import BadOption, UnknownName
 from featalign.fuse import METHODS
 from featalign.studies.toy import ToySettings, compare
 
+pytestmark = pytest.mark.long
+
 FAST = {"n": 12, "m": 5, "density": 0.06, "seeds": 1, "steps": 1000, "sae_steps": 500, "progress": False}
 
 
