@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from featalign.align.heads import attention_layers
+from featalign.align.heads import Heads, attention_layers
 from featalign.fuse.code import code_layers
 from featalign.fuse.problem import FusionProblem
 from featalign.registry import Registry
@@ -113,7 +113,8 @@ def reducible(problem: FusionProblem) -> str | None:
     """
     graph = problem.graph
     known = {writer.weight: writer for writer in problem.writers}
-    inner = {space.name for layer in attention_layers(graph) for space in layer.inner}
+    attention = [layer for layer in attention_layers(graph) if not layer.nested]
+    inner = {space.name for layer in attention for space in layer.inside}
     for space in graph.hidden:
         if any(other[space.name].symmetry is Symmetry.PINNED for other in problem.graphs):
             return f"space '{space.name}' keeps its basis in some client"
@@ -125,24 +126,35 @@ def reducible(problem: FusionProblem) -> str | None:
                 return f"rows of '{writer.name}' are units of another space, ordered differently by every client"
         if space.name not in inner and all(writer.reading(space) is None for writer in problem.writers):
             return f"what reads space '{space.name}' is seen at no module"
-        shared = _shares_rows(problem, space)
+        shared = None if space.name in inner else _shares_rows(problem, space)
         if shared is not None:
             return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
-    for layer in attention_layers(graph):
-        if len(layer.inner) < 2:
-            return f"heads '{layer.heads.name}' share keys and values, and only whole heads are picked"
-        inside = {axis.parameter for axis in layer.heads.writers}
-        for space in graph.hidden:
-            read = inside & {axis.parameter for axis in space.readers}
-            if read and space.symmetry not in (Symmetry.ORTHOGONAL, Symmetry.LINEAR):
-                return f"attention reads space '{space.name}', whose norms keep their gains"
-    widths = [
-        [graph[s.name].size for s in graph.hidden if s.name.rpartition(".")[2].startswith(("qk", "ov"))]
-        for graph in problem.graphs
-    ]
-    if any(width != widths[0] for width in widths):
-        return "heads of the clients have different widths"
+    for layer in attention:
+        reason = _unpicked(problem, layer)
+        if reason is not None:
+            return reason
     return None if graph.hidden else "there is no hidden space"
+
+
+def _unpicked(problem: FusionProblem, layer: Heads) -> str | None:
+    """Why heads, or groups of query heads, cannot be picked whole from all clients; None where they can."""
+    graph, inside = problem.graph, {axis.parameter for axis in layer.heads.writers}
+    for base in layer.inside:
+        if any(axis.parameter not in inside for axis in base.writers):
+            return (
+                f"all heads of '{layer.heads.name}' share one key and value, and only heads with their own are picked"
+            )
+        for name, other in zip(problem.cohort.names, problem.graphs):
+            if other[base.name].size != base.size:
+                return (
+                    f"heads of '{layer.heads.name}' hold {other[base.name].size} units of '{base.name}' in client {name} "
+                    f"and {base.size} in the reference, and heads are picked as they are"
+                )
+    for space in graph.hidden:
+        read = inside & {axis.parameter for axis in space.readers}
+        if read and space.symmetry not in (Symmetry.ORTHOGONAL, Symmetry.LINEAR):
+            return f"attention reads space '{space.name}', whose norms keep their gains"
+    return None
 
 
 def _shares_rows(problem: FusionProblem, space: Space) -> str | None:

@@ -70,9 +70,9 @@ def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, 
     if lean == "auto" or not 0 <= lean <= 1:
         raise BadOption(f"lean = {lean}; give a number between 0 (room by the mixing weights) and 1 (the reference's)")
     room = tuple((1 - lean) * w + lean * (k == problem.reference) for k, w in enumerate(problem.mixing))
-    maps, origins, codes = reduced(problem, room, linear)
-    alignments = tuple(Alignment({name: found[k] for name, found in maps.items()}) for k in range(len(problem.cohort)))
-    return Proposal(alignments, statistics=False, notes={"units_from_client": origins}, codes=codes)
+    found = reduced(problem, room, linear)
+    notes = {"units_from_client": found.origins}
+    return Proposal(found.alignments, statistics=False, notes=notes, codes=found.codes)
 
 
 @fusion_method(
