@@ -112,6 +112,9 @@ def reducible(problem: FusionProblem) -> str | None:
     What is seen nowhere cannot be picked or projected by activations, only aligned by weights.
     """
     graph = problem.graph
+    unlike = _unlike_heads(problem)
+    if unlike is not None:
+        return unlike
     known = {writer.weight: writer for writer in problem.writers}
     attention = [layer for layer in attention_layers(graph) if not layer.nested]
     inner = {space.name for layer in attention for space in layer.inside}
@@ -126,7 +129,7 @@ def reducible(problem: FusionProblem) -> str | None:
                 return f"rows of '{writer.name}' are units of another space, ordered differently by every client"
         if space.name not in inner and all(writer.reading(space) is None for writer in problem.writers):
             return f"what reads space '{space.name}' is seen at no module"
-        shared = None if space.name in inner else _shares_rows(problem, space)
+        shared = _shares_rows(problem, space)
         if shared is not None:
             return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
     for layer in attention:
@@ -134,6 +137,24 @@ def reducible(problem: FusionProblem) -> str | None:
         if reason is not None:
             return reason
     return None if graph.hidden else "there is no hidden space"
+
+
+def _unlike_heads(problem: FusionProblem) -> str | None:
+    """Why heads of one client cannot stand beside those of another: they are wider, or share keys with more of them."""
+    spaces = [
+        space for space in problem.graph.spaces if not {"heads", "qk", "ov"}.isdisjoint(space.name.split(".")[-2:])
+    ]
+    for space in spaces:
+        for name, graph in zip(problem.cohort.names, problem.graphs):
+            other = graph[space.name]
+            for mine, its in zip(space.writers, other.writers):
+                wide = (its.repeat, mine.repeat) if space.name.endswith("heads") else (other.size, space.size)
+                if wide[0] != wide[1]:
+                    return (
+                        f"'{space.name}' takes {wide[0]} entries of '{mine.parameter}' for each head in client {name} "
+                        f"and {wide[1]} in the reference, and heads are picked as they are"
+                    )
+    return None
 
 
 def _unpicked(problem: FusionProblem, layer: Heads) -> str | None:
@@ -144,12 +165,6 @@ def _unpicked(problem: FusionProblem, layer: Heads) -> str | None:
             return (
                 f"all heads of '{layer.heads.name}' share one key and value, and only heads with their own are picked"
             )
-        for name, other in zip(problem.cohort.names, problem.graphs):
-            if other[base.name].size != base.size:
-                return (
-                    f"heads of '{layer.heads.name}' hold {other[base.name].size} units of '{base.name}' in client {name} "
-                    f"and {base.size} in the reference, and heads are picked as they are"
-                )
     for space in graph.hidden:
         read = inside & {axis.parameter for axis in space.readers}
         if read and space.symmetry not in (Symmetry.ORTHOGONAL, Symmetry.LINEAR):
@@ -159,7 +174,7 @@ def _unpicked(problem: FusionProblem, layer: Heads) -> str | None:
 
 def _shares_rows(problem: FusionProblem, space: Space) -> str | None:
     """Another space along the same dimension of a weight, unless it belongs to attention heads."""
-    heads = {each.name for found in attention_layers(problem.graph) for each in (found.heads, *found.inner)}
+    heads = {each.name for found in attention_layers(problem.graph) for each in (found.heads, *found.inside)}
     if space.name in heads:
         return None
     mine = {(axis.parameter, axis.dim) for axis in space.writers}

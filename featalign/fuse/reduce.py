@@ -1,9 +1,10 @@
 """Reductions of the joint space: what every fused space holds, `z = J [a_1; ...; a_K]`.
 
 Behind an elementwise nonlinearity or a norm with gains, `J` picks units: one choice for every depth of a stream, by the
-summed greedy gains over all the maps that read it. Heads are picked whole, by how much of what attention adds to the
-reduced stream their outputs explain; where query heads share keys and values, whole groups of them. A linear space is reduced by a registered reduction (`linear`) from the joint rows
-of everything that is read from it: behind a norm every position counts as the norm scales it. No alignment is needed.
+summed greedy gains over all the maps that read it. Heads are picked whole (groups of query heads with the keys and
+values that they share), by how much of what attention adds to the reduced stream their outputs explain. A linear space
+is reduced by a registered reduction (`linear`) from the joint rows of everything that is read from it: behind a norm
+every position counts as the norm scales it. No alignment is needed.
 """
 
 from __future__ import annotations
@@ -117,9 +118,7 @@ def reduced(problem: FusionProblem, room: Sequence[float] | None = None, linear:
             members = attention[space.name].members
             gram, order = _by_head(pool, chosen, 1 if members is None else members.size)
             for gauge, (low, high) in zip(gauges, parts):
-                if members is not None and not torch.equal(
-                    order[low:high], torch.arange(members.size).expand(high - low, -1)
-                ):
+                if members is not None and bool((order[low:high].diff() != 1).any()):
                     gauge[members.name] = torch.eye(members.size, dtype=torch.float64)[order[low:high]]
         maps[space.name] = _picked(problem, pool, gram, chosen)
         origins[space.name] = [int(((chosen >= low) & (chosen < high)).sum()) for low, high in parts]
@@ -302,7 +301,7 @@ def _wanted(
     strongly as they are multiplied.
     """
     module = problem.clients[problem.reference]
-    whole = not writer.convolves(module) and units[0][0].numel() == writer.width(module)
+    whole = not writer.convolves(module) and units[problem.reference][0].numel() == writer.width(module)
     taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
     if not whole or (units[0].shape[2] > 1 and written(problem.graph, writer) not in maps):
         parts = [problem.mixing[k] ** 0.5 * _strength(problem, k, space, writer) * _samples(units[k]) for k in taking]
