@@ -62,6 +62,7 @@ class Chosen:
 def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, linear: str = "project") -> Proposal:
     """All clients side by side reduced to the original width: units and heads are picked, linear spaces projected.
 
+    Query heads that share keys and values are picked together, as one group of one client.
     `lean` between 0 and 1 moves the room that the clients are given towards the reference: 0 shares it by the mixing
     weights, 1 keeps the reference's own units and directions. What the fused network outputs is asked for alike.
     "auto" takes what comes nearest to the ensemble on a held-out part of the probe. `linear` is how linear spaces are
