@@ -24,16 +24,20 @@ from featalign.transport import solve
 
 @dataclass(frozen=True)
 class Heads:
-    """The spaces of one attention layer: heads as units, and the bases inside a head.
+    """The spaces of one attention layer: heads as units, and what lies inside a head.
 
     Attributes:
-        inner: query-key and output-value bases.
-        nested: whether these are the query heads within groups that share keys and values; the groups are heads too,
-            and hold the bases.
+        inner: query-key and output-value bases that may be turned.
+        members: the query heads within groups that share keys and values; the groups are the heads then. None where
+            every head has keys and values of its own.
+        inside: `members` and all bases, those that keep their directions (rotary positions) too.
+        nested: whether these are themselves the query heads within groups, which hold the bases.
     """
 
     heads: Space
-    inner: tuple[Space, ...]
+    inner: tuple[Space, ...] = ()
+    members: Space | None = None
+    inside: tuple[Space, ...] = ()
     nested: bool = False
 
 
@@ -43,22 +47,23 @@ def attention_layers(graph: SpaceGraph) -> list[Heads]:
     spaces = [space for space in graph.hidden if space.name.rpartition(".")[2] == "heads"]
     for space in spaces:
         if any(_within(space, other) for other in spaces):
-            found.append(Heads(space, (), nested=True))
-        else:
-            mine = {axis.parameter for axis in (*space.writers, *space.readers)}
-            inner = tuple(
-                other
-                for other in graph.hidden
-                if other.symmetry in ROTATIONS
-                and mine & {axis.parameter for axis in (*other.writers, *other.readers)}
-                and other.name.rpartition(".")[2].rstrip(".0123456789") in ("qk", "ov")
-            )
-            found.append(Heads(space, inner))
+            found.append(Heads(space, nested=True))
+            continue
+        mine = {axis.parameter for axis in (*space.writers, *space.readers)}
+        bases = tuple(
+            other
+            for other in graph.hidden
+            if other.name.rpartition(".")[2].rstrip(".0123456789") in ("qk", "ov")
+            and mine & {axis.parameter for axis in (*other.writers, *other.readers)}
+        )
+        members = next((other for other in graph.hidden if other not in bases and _within(other, space)), None)
+        inner = tuple(other for other in bases if other.symmetry in ROTATIONS)
+        found.append(Heads(space, inner, members, (*bases, *(() if members is None else (members,)))))
     return found
 
 
 def _within(space: Space, other: Space) -> bool:
-    """Whether the heads lie inside those of another space (grouped queries): its entries hold all of theirs."""
+    """Whether the units lie inside those of another space (grouped queries): its entries hold all of theirs."""
     return any(
         axis.parameter == outer.parameter and axis.dim == outer.dim and axis.repeat * space.size == outer.repeat
         for axis in space.writers
@@ -131,10 +136,10 @@ def aligned_state(module: nn.Module, graph: SpaceGraph, alignment: Alignment) ->
 
 
 def gauged_state(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """State dict with the bases inside heads turned by `gauge`; the module's function stays the same."""
+    """State dict with what is inside heads turned by `gauge`; the module's function stays the same."""
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     for layer in attention_layers(graph):
-        for space in layer.inner:
+        for space in layer.inside:
             if space.name not in gauge:
                 continue
             for name, axes, block in _blocks(layer, space, state):
@@ -146,7 +151,7 @@ def gauged_state(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch
 def _blocks(
     layer: Heads, space: Space, state: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, tuple[Axis, Axis], torch.Tensor]]:
-    """Tensors that hold a head-internal basis, as `[heads, width, features]` float64."""
+    """Tensors that hold a head-internal space, as `[heads, width, features]` float64."""
     head_axes = (*layer.heads.writers, *layer.heads.readers)
     for axis in (*space.writers, *space.readers):
         same = [
@@ -158,15 +163,16 @@ def _blocks(
 
 
 def _part(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:
-    """`[heads, width, tiles, groups, ...]` of a tensor, a view.
+    """`[heads, width, tiles, groups, repeats, ...]` of a tensor, a view.
 
-    Packed projections (`in_proj_weight`) hold several tiles, groups of query heads several bases per head.
+    Packed projections (`in_proj_weight`) hold several tiles, groups of query heads several bases per head; the query
+    heads of a group repeat for all of their width.
     """
     if heads.dim == width.dim:
-        within = heads.repeat // size
-        length = heads.tile * count * within * size
+        within = heads.repeat // (size * width.repeat)
+        length = heads.tile * count * heads.repeat
         part = tensor.movedim(heads.dim, 0)[heads.offset : heads.offset + length]
-        return part.unflatten(0, (heads.tile, count, within, size)).movedim((1, 3), (0, 1))
+        return part.unflatten(0, (heads.tile, count, within, size, width.repeat)).movedim((1, 3), (0, 1))
     return tensor.movedim((heads.dim, width.dim), (0, 1))
 
 

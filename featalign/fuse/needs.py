@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from featalign.align.heads import attention_layers
+from featalign.align.heads import Heads, attention_layers
 from featalign.fuse.code import code_layers
 from featalign.fuse.problem import FusionProblem
 from featalign.registry import Registry
@@ -112,8 +112,12 @@ def reducible(problem: FusionProblem) -> str | None:
     What is seen nowhere cannot be picked or projected by activations, only aligned by weights.
     """
     graph = problem.graph
+    unlike = _unlike_heads(problem)
+    if unlike is not None:
+        return unlike
     known = {writer.weight: writer for writer in problem.writers}
-    inner = {space.name for layer in attention_layers(graph) for space in layer.inner}
+    attention = [layer for layer in attention_layers(graph) if not layer.nested]
+    inner = {space.name for layer in attention for space in layer.inside}
     for space in graph.hidden:
         if any(other[space.name].symmetry is Symmetry.PINNED for other in problem.graphs):
             return f"space '{space.name}' keeps its basis in some client"
@@ -128,26 +132,49 @@ def reducible(problem: FusionProblem) -> str | None:
         shared = _shares_rows(problem, space)
         if shared is not None:
             return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
-    for layer in attention_layers(graph):
-        if len(layer.inner) < 2:
-            return f"heads '{layer.heads.name}' share keys and values, and only whole heads are picked"
-        inside = {axis.parameter for axis in layer.heads.writers}
-        for space in graph.hidden:
-            read = inside & {axis.parameter for axis in space.readers}
-            if read and space.symmetry not in (Symmetry.ORTHOGONAL, Symmetry.LINEAR):
-                return f"attention reads space '{space.name}', whose norms keep their gains"
-    widths = [
-        [graph[s.name].size for s in graph.hidden if s.name.rpartition(".")[2].startswith(("qk", "ov"))]
-        for graph in problem.graphs
-    ]
-    if any(width != widths[0] for width in widths):
-        return "heads of the clients have different widths"
+    for layer in attention:
+        reason = _unpicked(problem, layer)
+        if reason is not None:
+            return reason
     return None if graph.hidden else "there is no hidden space"
+
+
+def _unlike_heads(problem: FusionProblem) -> str | None:
+    """Why heads of one client cannot stand beside those of another: they are wider, or share keys with more of them."""
+    spaces = [
+        space for space in problem.graph.spaces if not {"heads", "qk", "ov"}.isdisjoint(space.name.split(".")[-2:])
+    ]
+    for space in spaces:
+        for name, graph in zip(problem.cohort.names, problem.graphs):
+            other = graph[space.name]
+            for mine, its in zip(space.writers, other.writers):
+                wide = (its.repeat, mine.repeat) if space.name.endswith("heads") else (other.size, space.size)
+                if wide[0] != wide[1]:
+                    return (
+                        f"'{space.name}' takes {wide[0]} entries of '{mine.parameter}' for each head in client {name} "
+                        f"and {wide[1]} in the reference, and heads are picked as they are"
+                    )
+    return None
+
+
+def _unpicked(problem: FusionProblem, layer: Heads) -> str | None:
+    """Why heads, or groups of query heads, cannot be picked whole from all clients; None where they can."""
+    graph, inside = problem.graph, {axis.parameter for axis in layer.heads.writers}
+    for base in layer.inside:
+        if any(axis.parameter not in inside for axis in base.writers):
+            return (
+                f"all heads of '{layer.heads.name}' share one key and value, and only heads with their own are picked"
+            )
+    for space in graph.hidden:
+        read = inside & {axis.parameter for axis in space.readers}
+        if read and space.symmetry not in (Symmetry.ORTHOGONAL, Symmetry.LINEAR):
+            return f"attention reads space '{space.name}', whose norms keep their gains"
+    return None
 
 
 def _shares_rows(problem: FusionProblem, space: Space) -> str | None:
     """Another space along the same dimension of a weight, unless it belongs to attention heads."""
-    heads = {each.name for found in attention_layers(problem.graph) for each in (found.heads, *found.inner)}
+    heads = {each.name for found in attention_layers(problem.graph) for each in (found.heads, *found.inside)}
     if space.name in heads:
         return None
     mine = {(axis.parameter, axis.dim) for axis in space.writers}

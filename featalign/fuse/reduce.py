@@ -1,9 +1,10 @@
 """Reductions of the joint space: what every fused space holds, `z = J [a_1; ...; a_K]`.
 
 Behind an elementwise nonlinearity or a norm with gains, `J` picks units: one choice for every depth of a stream, by the
-summed greedy gains over all the maps that read it. Heads are picked whole, by how much of what attention adds to the
-reduced stream their outputs explain. A linear space is reduced by a registered reduction (`linear`) from the joint rows
-of everything that is read from it: behind a norm every position counts as the norm scales it. No alignment is needed.
+summed greedy gains over all the maps that read it. Heads are picked whole (groups of query heads with the keys and
+values that they share), by how much of what attention adds to the reduced stream their outputs explain. A linear space
+is reduced by a registered reduction (`linear`) from the joint rows of everything that is read from it: behind a norm
+every position counts as the norm scales it. No alignment is needed.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from featalign.align.activations import Held
-from featalign.align.heads import attention_layers
-from featalign.align.maps import ROTATIONS, SpaceMap
+from featalign.align.heads import Heads, attention_layers
+from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
 from featalign.align.pool import reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
@@ -40,14 +42,14 @@ class Roles:
 
     Attributes:
         projected, selected: linear spaces, and those whose units are picked.
-        heads: spaces of attention heads.
+        heads: attention layers, whose heads (or groups of query heads) are picked.
         inner: spaces inside heads, which follow their head.
         readers: by space, the maps that read it and where it lies in what they read.
     """
 
     projected: tuple[Space, ...]
     selected: tuple[Space, ...]
-    heads: tuple[Space, ...]
+    heads: tuple[Heads, ...]
     inner: tuple[Space, ...]
     readers: Mapping[str, tuple[tuple[Writer, Axis], ...]]
 
@@ -55,9 +57,9 @@ class Roles:
 def roles(problem: FusionProblem) -> Roles:
     """The role of every hidden space of a problem."""
     graph = problem.graph
-    attention = attention_layers(graph)
+    attention = tuple(found for found in attention_layers(graph) if not found.nested)
     heads = {found.heads.name for found in attention}
-    inner = {space.name for found in attention for space in found.inner}
+    inner = {space.name for found in attention for space in found.inside}
     readers = {
         space.name: tuple((w, axis) for w in problem.writers if (axis := w.reading(space)) is not None)
         for space in graph.hidden
@@ -66,16 +68,29 @@ def roles(problem: FusionProblem) -> Roles:
     return Roles(
         tuple(space for space in plain if space.symmetry in ROTATIONS),
         tuple(space for space in plain if space.symmetry not in ROTATIONS),
-        tuple(space for space in graph.hidden if space.name in heads),
+        attention,
         tuple(space for space in graph.hidden if space.name in inner),
         readers,
     )
 
 
-def reduced(
-    problem: FusionProblem, room: Sequence[float] | None = None, linear: str = "project"
-) -> tuple[Maps, dict[str, list[int]], dict[str, Code]]:
-    """Maps of every client by space, how many picked units come from each client, and codes that are not linear.
+@dataclass(frozen=True)
+class Reduction:
+    """What every fused space holds.
+
+    Attributes:
+        alignments: the maps of every client, and the order of the query heads within its groups.
+        origins: by space, how many picked units come from each client.
+        codes: by linear space, codes that are not linear.
+    """
+
+    alignments: tuple[Alignment, ...]
+    origins: Mapping[str, list[int]]
+    codes: Mapping[str, Code]
+
+
+def reduced(problem: FusionProblem, room: Sequence[float] | None = None, linear: str = "project") -> Reduction:
+    """What every fused space holds of the clients.
 
     `room` weighs the clients in the choice of what the fused spaces hold; the mixing weights unless given. `linear`
     names a registered reduction of linear spaces; raises `UnknownName` for others.
@@ -93,18 +108,26 @@ def reduced(
             codes[space.name] = found_space.code
     pools = _pools(problem, found, maps)
     origins: dict[str, list[int]] = {}
-    for space in (*found.selected, *found.heads):
+    gauges: tuple[dict[str, torch.Tensor], ...] = tuple({} for _ in problem.clients)
+    attention = {layer.heads.name: layer for layer in found.heads}
+    for space in (*found.selected, *(layer.heads for layer in found.heads)):
         pool = pools[space.name]
-        chosen = _chosen(problem, space, pool)
-        maps[space.name] = _picked(problem, space, pool, chosen, space in found.heads)
-        edges = pool.offsets
-        origins[space.name] = [int(((chosen >= a) & (chosen < b)).sum()) for a, b in pairwise(edges)]
+        chosen, parts = _chosen(problem, space, pool), list(pairwise(pool.offsets))
+        gram = pool.gram
+        if space.name in attention:
+            members = attention[space.name].members
+            gram, order = _by_head(pool, chosen, 1 if members is None else members.size)
+            for gauge, (low, high) in zip(gauges, parts):
+                if members is not None and bool((order[low:high].diff() != 1).any()):
+                    gauge[members.name] = torch.eye(members.size, dtype=torch.float64)[order[low:high]]
+        maps[space.name] = _picked(problem, pool, gram, chosen)
+        origins[space.name] = [int(((chosen >= low) & (chosen < high)).sum()) for low, high in parts]
     held = {space.name for space in found.inner}
-    return (
-        {name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()},
-        origins,
-        codes,
+    maps = {name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()}
+    alignments = tuple(
+        Alignment({name: each[k] for name, each in maps.items()}, gauge) for k, gauge in enumerate(gauges)
     )
+    return Reduction(alignments, origins, codes)
 
 
 def _mixed(maps: tuple[SpaceMap, ...], room: Sequence[float], mixing: Sequence[float]) -> tuple[SpaceMap, ...]:
@@ -215,7 +238,8 @@ def _distinct(problem: FusionProblem, sites: list[Site]) -> list[Site]:
 
 def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
     """Moments of the pools of all spaces whose units or heads are picked, streamed once."""
-    spaces = (*found.selected, *found.heads)
+    heads = tuple(layer.heads for layer in found.heads)
+    spaces = (*found.selected, *heads)
     if not spaces:
         return {}
     pools = {}
@@ -230,7 +254,7 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
     chosen_on = _enough(problem, max(pool.offsets[-1] for pool in pools.values()), max(space.size for space in spaces))
     for batch, held, outputs in _stream(problem, list(dict.fromkeys([*sites, *before.values()])), chosen_on):
         for space in spaces:
-            pool, picks_heads = pools[space.name], space in found.heads
+            pool, picks_heads = pools[space.name], space in heads
             for writer, axis in found.readers[space.name]:
                 units = [_read(problem, k, space, writer, axis, h).double() for k, h in enumerate(held)]
                 pool.rest = units[0].shape[2] if picks_heads else 1
@@ -277,7 +301,7 @@ def _wanted(
     strongly as they are multiplied.
     """
     module = problem.clients[problem.reference]
-    whole = not writer.convolves(module) and units[0][0].numel() == writer.width(module)
+    whole = not writer.convolves(module) and units[problem.reference][0].numel() == writer.width(module)
     taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
     if not whole or (units[0].shape[2] > 1 and written(problem.graph, writer) not in maps):
         parts = [problem.mixing[k] ** 0.5 * _strength(problem, k, space, writer) * _samples(units[k]) for k in taking]
@@ -320,13 +344,29 @@ def _chosen(problem: FusionProblem, space: Space, pool: Pool) -> torch.Tensor:
     return active[torch.as_tensor(picked)].sort().values
 
 
-def _picked(
-    problem: FusionProblem, space: Space, pool: Pool, chosen: torch.Tensor, heads: bool
-) -> tuple[SpaceMap, ...]:
-    """Out-maps that pick, in-maps that read what was not picked from what was, heads by one number each."""
-    gram, count = pool.gram, pool.offsets[-1]
-    if heads:
-        gram = gram.reshape(count, pool.rest, count, pool.rest).diagonal(dim1=1, dim2=3).sum(-1)
+def _by_head(pool: Pool, chosen: torch.Tensor, members: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Second moments `[heads, heads]`, one number for two heads, and the order `[heads, members]` of what is in them.
+
+    Query heads within a group may stand in any order: those of a group that was not chosen take the order in which they
+    are most like those of one that was.
+    """
+    count = pool.offsets[-1]
+    gram = pool.gram.reshape(count, members, -1, count, members, pool.rest // members).diagonal(dim1=2, dim2=5).sum(-1)
+    order = torch.arange(members).repeat(count, 1)
+    if members > 1:
+        energy = torch.stack([gram[group, :, group].trace() for group in chosen]).clamp_min(1e-300)
+        for group in set(range(count)) - set(chosen.tolist()):
+            orders = [linear_sum_assignment(gram[group, :, partner].T, maximize=True)[1] for partner in chosen]
+            orders = [torch.from_numpy(each) for each in orders]
+            alike = [gram[group, each, partner].trace() for each, partner in zip(orders, chosen)]
+            order[group] = orders[int((torch.stack(alike).square() / energy).argmax())]
+    groups = torch.arange(count)[:, None]
+    ordered = gram[groups, order][:, :, groups, order]
+    return ordered.diagonal(dim1=1, dim2=3).sum(-1), order
+
+
+def _picked(problem: FusionProblem, pool: Pool, gram: torch.Tensor, chosen: torch.Tensor) -> tuple[SpaceMap, ...]:
+    """Out-maps that pick, in-maps that read what was not picked from what was, by second moments `[pool, pool]`."""
     reading = reading_map(gram, chosen)
     maps = []
     for weight, (low, high) in zip(problem.mixing, pairwise(pool.offsets)):

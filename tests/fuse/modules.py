@@ -138,6 +138,21 @@ class Attention(nn.Module):
         return self.o(self.attention(tokens, tokens, tokens, need_weights=False)[0].mean(1))
 
 
+class GroupedAttention(nn.Module):
+    """Four query heads on four tokens, two of them for each key and value head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.o = nn.Linear(3, 8), nn.Linear(8, 5)
+        self.q, self.k, self.v, self.back = nn.Linear(8, 12), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.embed(x.reshape(-1, 4, 3))
+        heads = [part(tokens).unflatten(-1, (-1, 3)).transpose(1, 2) for part in (self.q, self.k, self.v)]
+        mixed = nn.functional.scaled_dot_product_attention(*heads, enable_gqa=True)
+        return self.o((tokens + self.back(mixed.transpose(1, 2).flatten(2))).mean(1))
+
+
 class Masked(nn.Module):
     """A buffer holds -inf."""
 
@@ -187,6 +202,7 @@ MODULES |= {
     "softmax-behind": lambda: Behind("softmax"), "temperature-behind": lambda: Behind("temperature"),
     "log-softmax-behind": lambda: Behind("log-softmax"), "residual": lambda: Residual(False),
     "residual-norm": lambda: Residual(True), "glu": Gated, "mixer": Mixer, "attention": Attention, "masked": Masked,
+    "grouped-attention": GroupedAttention,
     "layer-norm": lambda: chain(nn.Linear(12, 9), nn.LayerNorm(9), nn.ReLU(), nn.Linear(9, 5)),
     "batch-norm": lambda: chain(nn.Linear(12, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 5)),
     "batch-norm-first": lambda: chain(nn.BatchNorm1d(12), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 5)),

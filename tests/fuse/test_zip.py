@@ -7,15 +7,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from featalign.align.heads import attention_layers, gauged_state
 from featalign.clients.cohort import Cohort
 from featalign.clients.families.conv1d import Conv1dConfig
 from featalign.clients.families.decoder import DecoderConfig
 from featalign.clients.families.resnet import ResNet20Config
 from featalign.clients.families.vit import ViTConfig
 from featalign.clients.models import build
+from featalign.data.batch import unwrap
 from featalign.errors import BadOption
 from featalign.fuse import FusionProblem, available, solve
 from featalign.spaces import moved, rebuilt, trace
+from featalign.spaces.apply import unit_rows
 from featalign.spaces.capture import evaluating
 from featalign.spaces.check import random_transform
 from featalign.spaces.graph import Symmetry
@@ -25,19 +28,56 @@ from .conftest import network, permuted, problem_of
 DECODER = DecoderConfig(vocabulary=11, context=12, width=16, depth=2, heads=2, hidden=24)
 TOKENS = torch.randint(11, (60, 12), generator=torch.Generator().manual_seed(0))
 PICTURES = torch.randn(60, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def llama(groups, heads=4):
+    """A maker of Llamas: rotary positions, `heads` query heads in groups that share keys and values."""
+
+    def make(seed):
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        config = LlamaConfig(
+            hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=heads, head_dim=6,
+            num_key_value_heads=groups, vocab_size=11, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )  # fmt: skip
+        return LlamaForCausalLM(config)
+
+    return make
+
+
+def hooked(groups, heads=4):
+    """A maker of HookedTransformers with `heads` query heads in groups that share keys and values."""
+
+    def make(seed):
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+        config = HookedTransformerConfig(
+            n_layers=2, d_model=16, n_ctx=12, d_head=4, n_heads=heads, d_mlp=24, d_vocab=11, act_fn="gelu",
+            n_key_value_heads=groups, normalization_type="LN", device="cpu", seed=seed,
+        )  # fmt: skip
+        return HookedTransformer(config)
+
+    return make
+
+
 KINDS = {
     "decoder": (DECODER, TOKENS),
     "vit": (ViTConfig(size=8, patch=4, width=8, depth=2, heads=2, hidden=12), PICTURES),
     "resnet": (ResNet20Config(width=0.25), PICTURES),
     "conv1d": (Conv1dConfig(width=6, kernels=(3, 5), dilations=(1, 2), blocks=1), PICTURES[:, 0].mT[:, :4]),
+    "llama": (llama(4), TOKENS),
+    "grouped-llama": (llama(2), TOKENS),
+    "grouped-hooked": (hooked(2), TOKENS),
 }
 
 
 def client(config, seed=0):
-    """A network with random statistics where it keeps any."""
-    module = build(config, seed)
+    """A network with random statistics where it keeps any, and gains and biases where they start alike."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
+        module = config(seed) if callable(config) else build(config, seed)
+        for parameter in module.parameters() if callable(config) else ():
+            parameter.add_(0.1 * torch.randn_like(parameter))
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.running_mean.add_(0.3 * torch.randn_like(part.running_mean))
@@ -61,7 +101,7 @@ def turned(module, probe, seed=3):
 
 def outputs(module, x):
     with evaluating(module):
-        return module(x)
+        return unwrap(module(x))
 
 
 def problem(modules, probe, mixing=(), reference=-1):
@@ -101,14 +141,78 @@ def test_refitted_zip_is_nearer_to_the_clients_mean_than_the_average(kind):
     clients = [client(config, seed) for seed in (1, 2)]
     found = problem(clients, probe)
     wanted = sum(outputs(module, probe) for module in found.clients) / 2
-    wanted = wanted - wanted.mean(-1, keepdim=True) if kind == "decoder" else wanted
+    words = not probe.is_floating_point()
+    wanted = wanted - wanted.mean(-1, keepdim=True) if words else wanted
 
     def error(method, **options):
         fused = outputs(solve(found, method, **options).module, probe)
-        fused = fused - fused.mean(-1, keepdim=True) if kind == "decoder" else fused
+        fused = fused - fused.mean(-1, keepdim=True) if words else fused
         return float((fused - wanted).norm())
 
-    assert error("zip", refit=True, head="mean-logits" if kind == "decoder" else None) < 0.7 * error("vanilla")
+    assert error("zip", refit=True, head="mean-logits" if words else None) < 0.7 * error("vanilla")
+
+
+@pytest.mark.parametrize("kind", ["llama", "grouped-llama", "grouped-hooked"])
+def test_two_seeds_zipped_lose_less_than_their_average_and_are_nearer_to_the_ensemble(kind):
+    config, probe = KINDS[kind]
+    found = problem([client(config, seed) for seed in (1, 2)], probe)
+    mixture = sum(outputs(module, probe).softmax(-1) for module in found.clients) / 2
+    losses, gaps = {}, {}
+    for method, refit in (("vanilla", False), ("vanilla", True), ("zip", True)):
+        guesses = outputs(solve(found, method, refit=refit).module, probe).log_softmax(-1)
+        losses[method, refit] = float(F.nll_loss(guesses[:, :-1].flatten(0, 1), probe[:, 1:].flatten()))
+        gaps[method, refit] = float(F.kl_div(guesses, mixture, reduction="batchmean"))
+    assert losses["zip", True] <= losses["vanilla", False]
+    assert gaps["zip", True] <= min(gaps.values())
+
+
+@pytest.mark.parametrize("kind", ["grouped-llama", "grouped-hooked"])
+def test_a_group_comes_whole_from_one_client(kind):
+    config, probe = KINDS[kind]
+    found = problem([client(config, seed) for seed in (1, 2)], probe)
+    result = solve(found, "zip")
+    layers = [layer.heads for layer in attention_layers(found.graph) if not layer.nested]
+    assert len(layers) == 2
+    for heads in layers:
+        others = [{name: each for name, each in a.maps.items() if name != heads.name} for a in result.alignments]
+        clients = [moved(*each) for each in zip(found.clients, found.graphs, others)]
+        picks = [
+            (k, *pick) for k, a in enumerate(result.alignments) for pick in a.maps[heads.name].out.nonzero().tolist()
+        ]
+        assert sorted(group for _, group, _ in picks) == [0, 1]
+        for axis in heads.writers:
+            rows = unit_rows(result.module.get_parameter(axis.parameter).detach(), axis, heads.size)
+            for k, group, own in picks:
+                assert torch.allclose(rows[group], unit_rows(clients[k][axis.parameter], axis, 2)[own], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["grouped-llama", "grouped-hooked"])
+def test_query_heads_may_stand_in_another_order_in_every_group(kind):
+    config, probe = KINDS[kind]
+    module = problem([client(config)], probe).clients[0]
+    graph = trace(module, probe[:2])
+    orders = torch.eye(2, dtype=torch.float64)[torch.tensor([[1, 0], [0, 1]])]
+    gauge = {layer.members.name: orders for layer in attention_layers(graph) if not layer.nested}
+    twin = rebuilt(module, gauged_state(module, graph, gauge))
+    assert any(not torch.equal(a, b) for a, b in zip(twin.state_dict().values(), module.state_dict().values()))
+    assert torch.allclose(outputs(twin, probe), outputs(module, probe), atol=1e-5)
+    for refit in (False, True):
+        assert apart(solve(problem([twin, module], probe), "zip", refit=refit), module, probe) < 1e-5
+
+
+@pytest.mark.parametrize("make", [llama, hooked])
+def test_the_number_of_groups_may_differ_but_not_what_is_in_one(make):
+    few, many, full = (client(make(groups, heads), seed=heads) for groups, heads in ((2, 4), (4, 8), (2, 6)))
+    fused = solve(problem([many, few], TOKENS), "zip", refit=True)
+    counts = [count for name, count in fused.notes["units_from_client"].items() if name.endswith("heads")]
+    assert outputs(fused.module, TOKENS).isfinite().all() and all(sum(count) == 2 for count in counts)
+    reason = available(problem([full, few], TOKENS))["zip"]
+    assert "heads' takes" in reason and "for each head in client A" in reason
+
+
+def test_one_key_and_value_head_for_all_is_refused():
+    module = client(llama(1))
+    assert "share one key and value" in available(problem([module, module], TOKENS))["zip"]
 
 
 def test_every_map_of_a_transformer_is_found_and_lands_on_its_stream():

@@ -62,6 +62,7 @@ class Chosen:
 def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, linear: str = "project") -> Proposal:
     """All clients side by side reduced to the original width: units and heads are picked, linear spaces projected.
 
+    Query heads that share keys and values are picked together, as one group of one client.
     `lean` between 0 and 1 moves the room that the clients are given towards the reference: 0 shares it by the mixing
     weights, 1 keeps the reference's own units and directions. What the fused network outputs is asked for alike.
     "auto" takes what comes nearest to the ensemble on a held-out part of the probe. `linear` is how linear spaces are
@@ -70,9 +71,9 @@ def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, 
     if lean == "auto" or not 0 <= lean <= 1:
         raise BadOption(f"lean = {lean}; give a number between 0 (room by the mixing weights) and 1 (the reference's)")
     room = tuple((1 - lean) * w + lean * (k == problem.reference) for k, w in enumerate(problem.mixing))
-    maps, origins, codes = reduced(problem, room, linear)
-    alignments = tuple(Alignment({name: found[k] for name, found in maps.items()}) for k in range(len(problem.cohort)))
-    return Proposal(alignments, statistics=False, notes={"units_from_client": origins}, codes=codes)
+    found = reduced(problem, room, linear)
+    notes = {"units_from_client": found.origins}
+    return Proposal(found.alignments, statistics=False, notes=notes, codes=found.codes)
 
 
 @fusion_method(
