@@ -149,20 +149,28 @@ class _Peak:
 @PAIRS.register("mnist-mlp")
 def mnist_mlp(seed: int, progress: bool) -> Cohort:
     """Label 4 with one client alone, a tenth of all else; three epochs; 400 unlabelled digits, shifted and mixed."""
-    return _pictures("mnist", "special-label", "mlp", {}, {"epochs": 3}, seed, progress, augmented=4000)
+    return _pictures("mnist", "special-label", "mlp", ({}, {}), {"epochs": 3}, seed, progress, augmented=4000)
+
+
+@PAIRS.register("mnist-depths")
+def mnist_depths(seed: int, progress: bool) -> Cohort:
+    """Perceptrons of two and of three hidden layers, on half of MNIST each; as above."""
+    shapes: tuple[dict[str, Any], ...] = ({"hidden": (400, 100)}, {"hidden": (400, 200, 100)})
+    return _pictures("mnist", "iid", "mlp", shapes, {"epochs": 3}, seed, progress, augmented=4000)
 
 
 @PAIRS.register("digits-resnet20")
 def digits_resnet(seed: int, progress: bool) -> Cohort:
     """Residual networks with batch normalisation, a quarter of the width, on half of the 8 x 8 digits each."""
-    return _pictures("digits", "iid", "resnet20", {"width": 0.25}, {"epochs": 8}, seed, progress, augmented=1000)
+    shapes = ({"width": 0.25},) * 2
+    return _pictures("digits", "iid", "resnet20", shapes, {"epochs": 8}, seed, progress, augmented=1000)
 
 
 @PAIRS.register("digits-vit")
 def digits_vit(seed: int, progress: bool) -> Cohort:
     """Transformers of two blocks and width 32 on half of the 8 x 8 digits each."""
-    shape = {"width": 32, "depth": 2, "hidden": 64, "patch": 2}
-    return _pictures("digits", "iid", "vit", shape, {"epochs": 20}, seed, progress, augmented=1000)
+    shapes = ({"width": 32, "depth": 2, "hidden": 64, "patch": 2},) * 2
+    return _pictures("digits", "iid", "vit", shapes, {"epochs": 20}, seed, progress, augmented=1000)
 
 
 @PAIRS.register("characters")
@@ -179,22 +187,26 @@ def _pictures(
     name: str,
     split: str,
     family: str,
-    shape: dict[str, Any],
+    shapes: Sequence[dict[str, Any]],
     recipe: dict[str, Any],
     seed: int,
     progress: bool,
     augmented: int,
     size: int = 400,
 ) -> Cohort:
-    """Two clients of a family on a split of a data set, an unlabelled probe, and its extension for the refit."""
+    """Clients of a family on a split of a data set, an unlabelled probe, and its extension for the refit.
+
+    `shapes` are the options of the family, for each client.
+    """
     from featalign import data
     from featalign.clients import Cohort, models, train_clients
 
     dataset: Any = data.load(name)
     kind: Any = models[family]
-    parts = data.partition(dataset.train_labels, split, 2, seed, dataset.class_names)
+    parts = data.partition(dataset.train_labels, split, len(shapes), seed, dataset.class_names)
     training = kind.recipe(min(len(part) for part in parts.indices), **recipe)
-    clients = train_clients(dataset, parts, kind.for_dataset(dataset, **shape), training, seed, progress)
+    configs = [kind.for_dataset(dataset, **shape) for shape in shapes]
+    clients = train_clients(dataset, parts, configs, training, seed, progress)
     probe = data.probe(dataset, size, seed)
     return Cohort.of(
         [client.model for client in clients], probe, (dataset.test_inputs, dataset.test_labels), dataset.task,

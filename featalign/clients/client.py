@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,7 @@ def client_folder(key: str) -> Path:
 def train_clients(
     dataset: Dataset,
     partition: Partition,
-    model_config: ModelConfig | str | None = None,
+    model_config: ModelConfig | str | Sequence[ModelConfig] | None = None,
     train_config: TrainConfig | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -87,8 +87,9 @@ def train_clients(
 
     Args:
         dataset, partition: the data and who sees what; inputs are taken from the training split.
-        model_config: a configuration or the name of a family; defaults to the MLP that suits the data set.
-        train_config: defaults to the family's recipe for so many samples.
+        model_config: a configuration, one for each client, or the name of a family; defaults to the MLP that suits the
+            data set.
+        train_config: defaults to the (first) family's recipe for so many samples.
         seed: client k starts from initialisation seed `1000 * seed + k`, and sees its samples in an order of its own.
         progress: show a bar over epochs for each client that is trained.
         cache: read and write the cache; an interrupted run goes on from the clients that were finished. A damaged
@@ -99,30 +100,34 @@ def train_clients(
         log: receives the losses of clients that are trained, `log(metrics, step)`, with the client's name before each.
 
     A client without samples comes back untrained, with a note. Raises `BadOption` for a partition of another data set
-    and `NotFinite` for a client that diverged.
+    or another number of configurations than clients, and `NotFinite` for a client that diverged.
     """
     if isinstance(task, str):
         task = TASKS[task]()
     dataset = dataset if task is None else replace(dataset, task=task)
-    if not isinstance(model_config, ModelConfig):
+    if model_config is None or isinstance(model_config, str):
         model_config = models[model_config or "mlp"].for_dataset(dataset)
-    train_config = train_config or model_config.recipe(len(dataset.train_labels))
+    names = partition.client_names
+    configs = [model_config] * len(names) if isinstance(model_config, ModelConfig) else list(model_config)
+    if len(configs) != len(names):
+        raise BadOption(f"{len(configs)} configurations for {len(names)} clients; give one for each")
+    train_config = train_config or configs[0].recipe(len(dataset.train_labels))
     if max((int(part.max()) for part in partition.indices if len(part)), default=0) >= len(dataset.train_labels):
         raise BadOption(f"the partition deals samples that '{dataset.name}' does not have; partition its train_labels")
     clients = []
-    for k, name in enumerate(partition.client_names):
+    for k, (name, config) in enumerate(zip(names, configs)):
         init_seed, chosen = 1000 * seed + (0 if shared_init else k), partition.indices[k]
         identity = {
             "dataset": dataset.digest,
             "indices": partition.digests[k],
-            "model": model_config.to_dict(),
+            "model": config.to_dict(),
             "train": train_config.to_dict(),
             "seeds": [init_seed, 1000 * seed + k],
             "version": VERSION,
             **_setting(dataset.task, device),
         }
         key = storage.fingerprint(identity)
-        model, losses = build(model_config, init_seed), []
+        model, losses = build(config, init_seed), []
         if len(chosen):
             inputs, targets = dataset.train_inputs[chosen], dataset.train_labels[chosen]
             title, order = f"client {name}, seed {seed}", 1000 * seed + k

@@ -91,14 +91,8 @@ class Lab:
     ) -> list[Client]:
         """Clients of a partition, of the paper's widths or of `factors` times them, one factor per client."""
         parts = partition(self.data.train_labels, scheme, clients, seed, self.data.class_names, **options)
-        if not factors:
-            settings = (self.config(), self.recipe(), seed, self.progress)
-            return train_clients(self.data, parts, *settings, shared_init=shared_init)
-        found = []
-        for k, factor in enumerate(factors):
-            own = replace(parts, indices=parts.indices[k : k + 1], counts=parts.counts[k : k + 1])
-            found += train_clients(self.data, own, self.config(factor), self.recipe(), seed, self.progress)
-        return found
+        configs = [self.config(factor) for factor in factors] if factors else self.config()
+        return train_clients(self.data, parts, configs, self.recipe(), seed, self.progress, shared_init=shared_init)
 
     def whole(self, seed: int, count: int = 1, factor: float = 1.0) -> list[nn.Module]:
         """Networks from `count` initialisations, each trained on the whole training split."""
