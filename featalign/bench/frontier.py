@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 POOLS = ("neurons", "latents", "both")
 SPARSITIES = (6.0, 16.0, 40.0)
 WIDTHS = (1.0, 1.5, 2.0, 3.0)
+PROBE, AUGMENTED = 400, 10_000  # unlabelled inputs, and what they are extended to
 MEASURES = ("value", "selectivity", "null", "entropy", "monosemanticity", "monosemanticity_null", "active", "alive")
 
 
@@ -132,7 +133,7 @@ def frontier(
 
     if seeds < 1 or clients < 2:
         raise BadOption(f"seeds = {seeds}, clients = {clients}; give at least 1 seed and 2 clients")
-    lab, rows = Lab(dataset, probe=400, progress=progress), []
+    lab, rows = Lab(dataset, PROBE, AUGMENTED, progress=progress), []
     with tqdm(desc="frontier", unit=" networks", disable=not progress, leave=False) as bar:
         for seed in range(seeds):
             members = lab.split(seed, clients=clients)

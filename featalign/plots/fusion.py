@@ -73,6 +73,8 @@ def frontier(frame: pd.DataFrame) -> go.Figure:
     for place, (width, own) in enumerate(fused.groupby("width", sort=True)):
         for pool, symbol, dash in (("latents", "circle", "solid"), ("both", "diamond", "dot")):
             rows = own[own["pool"].isin(["neurons", pool])].sort_values("selectivity")
+            if not (rows["pool"] == pool).any():  # too few units for this width
+                continue
             meant = "neurons or latents" if pool == "latents" else "both in one pool"
             figure.add_scatter(
                 x=rows["selectivity"], y=rows["value"], name=f"{width:g} times as wide, {meant}", mode="lines+markers",
