@@ -65,8 +65,8 @@ def frontier(frame: pd.DataFrame) -> go.Figure:
 
     `frame`: network, pool (neurons, latents or both), k, width, metric, value, selectivity, null, and `_std` of value
     and selectivity over seeds (NaN for one). Pools of latents come from dense to sparse, so that a line runs from what
-    neurons are to what the sparsest features are. Clients, ensemble and average are points with a name; the dotted
-    line is the largest selectivity that shuffled labels give.
+    neurons are to what the sparsest features are. Clients, ensemble and average are points with a name; open circles
+    are what shuffled labels give, which is much for units that few of the inputs drive.
     """
     figure = go.Figure()
     fused = frame[frame["network"] == "fused"]
@@ -75,9 +75,9 @@ def frontier(frame: pd.DataFrame) -> go.Figure:
             rows = own[own["pool"].isin(["neurons", pool])].sort_values("selectivity")
             if not (rows["pool"] == pool).any():  # too few units for this width
                 continue
-            meant = "neurons or latents" if pool == "latents" else "both in one pool"
+            meant = "neurons, then latents" if pool == "latents" else "both in one pool"
             figure.add_scatter(
-                x=rows["selectivity"], y=rows["value"], name=f"{width:g} times as wide, {meant}", mode="lines+markers",
+                x=rows["selectivity"], y=rows["value"], name=f"{width:g}x: {meant}", mode="lines+markers",
                 text=[name if name == "neurons" else f"{name}, k = {k:g}" for name, k in zip(rows["pool"], rows["k"])],
                 line={"color": CATEGORIES[place % len(CATEGORIES)], "dash": dash},
                 marker={"symbol": ["square" if name == "neurons" else symbol for name in rows["pool"]], "size": 9},
@@ -88,10 +88,13 @@ def frontier(frame: pd.DataFrame) -> go.Figure:
         rows = frame[frame["network"] == network]
         figure.add_scatter(
             x=rows["selectivity"], y=rows["value"], mode="markers+text", text=[network] * len(rows), showlegend=False,
-            textposition="bottom center", marker={"color": REFERENCE, "symbol": symbol, "size": 11},
+            textposition="top center", marker={"color": REFERENCE, "symbol": symbol, "size": 11},
             error_x=_spread(rows, "selectivity"), error_y=_spread(rows, "value"),
         )  # fmt: skip
-    figure.add_vline(x=frame["null"].max(), line={"color": NULL, "dash": "dot"}, annotation_text="shuffled labels")
+    figure.add_scatter(
+        x=frame["null"], y=frame["value"], name="shuffled labels", mode="markers",
+        marker={"color": NULL, "symbol": "circle-open", "size": 7},
+    )  # fmt: skip
     title = "Accuracy against class selectivity of fused units, by fused width"
     return styled(figure, title, "mean class selectivity of hidden units", str(frame["metric"].iloc[0]), 520)
 

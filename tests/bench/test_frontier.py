@@ -104,7 +104,7 @@ def test_table_and_figure(rows):
     frame, shown = summary(found), table(found)
     assert shown.count("\n") == 2 + len(frame) and "| fused | latents, k = 6 | 2 |" in shown
     figure = draw(frame)
-    assert {"client", "ensemble", "average"} <= {trace.text[0] for trace in figure.data}
+    assert {"client", "ensemble", "average"} <= {trace.text[0] for trace in figure.data if trace.text}
     assert sum(trace.mode == "lines+markers" for trace in figure.data) == 5  # both pools twice, one at width 6
 
 
