@@ -236,6 +236,38 @@ def bench_repack(
     print_rows(to_json(repack(networks or (), width or (), seeds, steps, not quiet)), as_json)
 
 
+@bench.command("frontier")
+def bench_frontier(
+    dataset: str = typer.Option("mnist", help="Data set of classes; mnist and digits have been measured."),
+    clients: int = typer.Option(2, help="Number of clients; the first holds a label alone."),
+    k: list[float] = typer.Option(
+        None, metavar="K", help="Active latents per sample of the transcoders; repeat.  [default: 6, 16, 40]"
+    ),
+    width: list[float] = typer.Option(
+        None, help="Of the fused network, times the clients'; repeat.  [default: 1, 1.5, 2, 3]"
+    ),
+    seeds: int = typer.Option(2, help="Repetitions, of split, initialisation, training and probe."),
+    figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON, a row per network and seed."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
+) -> None:
+    """Accuracy against monosemanticity of fused units: neurons, transcoder latents or both, at several widths."""
+    import json
+
+    from featalign.bench.frontier import frontier
+
+    result = frontier(dataset, clients, k or (), width or (), seeds, not quiet)
+    frame = result.to_frame()
+    if figure is not None:
+        from featalign.plots.fusion import frontier as draw
+
+        draw(frame).write_html(figure, include_plotlyjs=True)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        print_rows([{str(key): value for key, value in row.items()} for row in frame.to_dict("records")], False)
+
+
 @bench.command("modes")
 def bench_modes(
     dataset: str = typer.Option(

@@ -9,6 +9,7 @@ every position counts as the norm scales it. No alignment is needed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
 from featalign.align.pool import reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
+from featalign.errors import BadOption
 from featalign.fuse.linear import REDUCTIONS, Code
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import readout_target
@@ -89,11 +91,14 @@ class Reduction:
     codes: Mapping[str, Code]
 
 
-def reduced(problem: FusionProblem, room: Sequence[float] | None = None, linear: str = "project") -> Reduction:
+def reduced(
+    problem: FusionProblem, room: Sequence[float] | None = None, linear: str = "project", width: float = 1.0
+) -> Reduction:
     """What every fused space holds of the clients.
 
     `room` weighs the clients in the choice of what the fused spaces hold; the mixing weights unless given. `linear`
-    names a registered reduction of linear spaces; raises `UnknownName` for others.
+    names a registered reduction of linear spaces; raises `UnknownName` for others. `width` times the reference's units
+    are picked; heads and linear spaces keep the reference's size.
     """
     reduction = REDUCTIONS[linear]
     mixing, problem = problem.mixing, problem.mixed(tuple(room or problem.mixing))
@@ -106,13 +111,15 @@ def reduced(problem: FusionProblem, room: Sequence[float] | None = None, linear:
         maps[space.name] = found_space.maps
         if found_space.code is not None:
             codes[space.name] = found_space.code
-    pools = _pools(problem, found, maps)
+    sizes = {layer.heads.name: layer.heads.size for layer in found.heads}
+    sizes |= {space.name: fused_size(space, width) for space in found.selected}
+    pools = _pools(problem, found, maps, sizes)
     origins: dict[str, list[int]] = {}
     gauges: tuple[dict[str, torch.Tensor], ...] = tuple({} for _ in problem.clients)
     attention = {layer.heads.name: layer for layer in found.heads}
     for space in (*found.selected, *(layer.heads for layer in found.heads)):
         pool = pools[space.name]
-        chosen, parts = _chosen(problem, space, pool), list(pairwise(pool.offsets))
+        chosen, parts = _chosen(problem, pool, sizes[space.name]), list(pairwise(pool.offsets))
         gram = pool.gram
         if space.name in attention:
             members = attention[space.name].members
@@ -128,6 +135,13 @@ def reduced(problem: FusionProblem, room: Sequence[float] | None = None, linear:
         Alignment({name: each[k] for name, each in maps.items()}, gauge) for k, gauge in enumerate(gauges)
     )
     return Reduction(alignments, origins, codes)
+
+
+def fused_size(space: Space, width: float) -> int:
+    """Units of a fused space: `width` times the reference's, at least one; raises `BadOption` for a width below 0."""
+    if not (math.isfinite(width) and width > 0):
+        raise BadOption(f"width = {width}; give the fused width as a multiple of the reference's, such as 1.5")
+    return max(1, round(width * space.size))
 
 
 def _mixed(maps: tuple[SpaceMap, ...], room: Sequence[float], mixing: Sequence[float]) -> tuple[SpaceMap, ...]:
@@ -236,8 +250,8 @@ def _distinct(problem: FusionProblem, sites: list[Site]) -> list[Site]:
     return kept_sites
 
 
-def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
-    """Moments of the pools of all spaces whose units or heads are picked, streamed once."""
+def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str, int]) -> dict[str, Pool]:
+    """Moments of the pools of all spaces whose units or heads are picked, streamed once; `picked` says how many."""
     heads = tuple(layer.heads for layer in found.heads)
     spaces = (*found.selected, *heads)
     if not spaces:
@@ -248,10 +262,10 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps) -> dict[str, Pool]:
         pools[space.name] = Pool(tuple(torch.tensor([0, *sizes]).cumsum(0).tolist()))
     sites = list(dict.fromkeys(s for space in spaces for w, _ in found.readers[space.name] for s in (w.reads, w.own)))
     before = {space.name: space.before for space in found.selected if space.pre is not None and space.pre.paired}
-    parts = (*problem.clients, problem.cohort.refit_inputs)
+    chosen_on = _enough(problem, max(pool.offsets[-1] for pool in pools.values()), max(picked.values()))
+    parts = (*problem.clients, problem.cohort.refit_inputs, len(chosen_on) if chosen_on.sized else 0)
     grams: dict[str, dict[str, Any]] = problem.memory.get("pools", parts, dict)  # the same at all mixing weights
     known, first = set(grams), True
-    chosen_on = _enough(problem, max(pool.offsets[-1] for pool in pools.values()), max(space.size for space in spaces))
     for batch, held, outputs in _stream(problem, list(dict.fromkeys([*sites, *before.values()])), chosen_on):
         for space in spaces:
             pool, picks_heads = pools[space.name], space in heads
@@ -325,12 +339,15 @@ def _strength(problem: FusionProblem, k: int, space: Space, writer: Writer) -> t
     return part.reshape(axis.tile, size, -1).pow(2).sum((0, 2)).sqrt()
 
 
-def _chosen(problem: FusionProblem, space: Space, pool: Pool) -> torch.Tensor:
-    """Positions in the pool, in order; clients of weight zero are left out while the others have enough."""
+def _chosen(problem: FusionProblem, pool: Pool, count: int) -> torch.Tensor:
+    """Positions of `count` units in the pool, in order.
+
+    Clients of weight zero are left out while the others have enough.
+    """
     edges = pool.offsets
     weights = torch.cat([torch.full((b - a,), w) for w, (a, b) in zip(problem.mixing, pairwise(edges))])
     active = torch.nonzero(weights > 0).ravel()
-    if len(active) < space.size:
+    if len(active) < count:
         active = torch.arange(len(weights))
     columns = (active[:, None] * pool.rest + torch.arange(pool.rest)).flatten()
     grams = [stage.gram[columns][:, columns] for stage in pool.stages.values()]
@@ -338,9 +355,9 @@ def _chosen(problem: FusionProblem, space: Space, pool: Pool) -> torch.Tensor:
     if isinstance(pool.faint, torch.Tensor):
         grams = [gram + pool.faint[columns][:, columns] for gram in grams]
     if pool.rest > 1:
-        picked = select_groups(grams[0], crosses[0], space.size, pool.rest)
+        picked = select_groups(grams[0], crosses[0], count, pool.rest)
     else:
-        picked = select_columns(grams, crosses, space.size)
+        picked = select_columns(grams, crosses, count)
     return active[torch.as_tensor(picked)].sort().values
 
 

@@ -171,7 +171,9 @@ class _Refit:
                 stages.setdefault(writer.lands, []).append(writer)
                 continue
             name = written(graph, writer)
-            whole = name and graph[name].size == len(writer.matrix(self.fused))  # no half of a gate
+            moved = self.alignments[self.problem.reference].maps.get(name or "")
+            size = len(moved.out) if moved is not None else graph[name].size if name else 0
+            whole = size == len(writer.matrix(self.fused))  # no half of a gate
             if layer is not None and whole:
                 stages[writer.own] = [writer]
         return stages

@@ -7,6 +7,8 @@ import torch
 from featalign.errors import ProbeError, SpaceMismatch
 from featalign.measure.arrays import Classes, labelled, rows
 
+PAIRED = 1e-9  # weight of pairs of inputs, relative to single ones, up to which it is rounding
+
 
 def effective_features_per_unit(codes: torch.Tensor, atoms: torch.Tensor) -> torch.Tensor:
     """Effective number of features that each unit carries, `[units]`: `exp(H(r))`, `r_j ~ E[z_j^2] D_ju^2`.
@@ -74,8 +76,8 @@ def monosemanticity(activations: torch.Tensor, embeddings: torch.Tensor) -> torc
 
     `sum_{i != j} a_i a_j cos(e_i, e_j) / sum_{i != j} a_i a_j` with activations scaled to [0, 1] per unit (Pach et al.
     2025, arXiv:2504.02821), in closed form linear in the samples: `(|A^T E|^2 - sum a^2) / ((sum a)^2 - sum a^2)` for
-    unit embeddings `[samples, d]`. NaN for units that do not vary. Raises `SpaceMismatch` for different numbers of
-    samples.
+    unit embeddings `[samples, d]`. NaN for units that do not vary and for those that one input drives
+    alone. Raises `SpaceMismatch` for different numbers of samples.
     """
     values, embedded = rows(activations), rows(embeddings, "embeddings")
     if len(values) != len(embedded):
@@ -85,8 +87,9 @@ def monosemanticity(activations: torch.Tensor, embeddings: torch.Tensor) -> torc
     unit = embedded / embedded.norm(dim=1, keepdim=True).clamp_min(1e-300)
     own = scaled.pow(2).sum(0)
     same = ((unit.norm(dim=1) > 0)[:, None] * scaled.pow(2)).sum(0)
-    score = ((scaled.T @ unit).pow(2).sum(1) - same) / (scaled.sum(0).pow(2) - own).clamp_min(1e-300)
-    return torch.where(high > low, score, torch.full_like(score, float("nan")))
+    pairs = scaled.sum(0).pow(2) - own
+    score = ((scaled.T @ unit).pow(2).sum(1) - same) / pairs.clamp_min(1e-300)
+    return torch.where(pairs > PAIRED * own, score, torch.full_like(score, float("nan")))
 
 
 def class_entropy(codes: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

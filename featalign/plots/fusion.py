@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -58,3 +58,46 @@ def fates(frame: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(autorange="reversed")
     title = "What became of the clients' features"
     return styled(figure, title, "share of the features that fire", "", 180 + 24 * len(shares))
+
+
+def frontier(frame: pd.DataFrame) -> go.Figure:
+    """Accuracy against mean class selectivity of units, a line per fused width along the pools from neurons to latents.
+
+    `frame`: network, pool (neurons, latents or both), k, width, metric, value, selectivity, null, and `_std` of value
+    and selectivity over seeds (NaN for one). Pools of latents come from dense to sparse, so that a line runs from what
+    neurons are to what the sparsest features are. Clients, ensemble and average are points with a name; open circles
+    are what shuffled labels give, which is much for units that few of the inputs drive.
+    """
+    figure = go.Figure()
+    fused = frame[frame["network"] == "fused"]
+    for place, (width, own) in enumerate(fused.groupby("width", sort=True)):
+        for pool, symbol, dash in (("latents", "circle", "solid"), ("both", "diamond", "dot")):
+            rows = own[own["pool"].isin(["neurons", pool])].sort_values("selectivity")
+            if not (rows["pool"] == pool).any():  # too few units for this width
+                continue
+            meant = "neurons, then latents" if pool == "latents" else "both in one pool"
+            figure.add_scatter(
+                x=rows["selectivity"], y=rows["value"], name=f"{width:g}x: {meant}", mode="lines+markers",
+                text=[name if name == "neurons" else f"{name}, k = {k:g}" for name, k in zip(rows["pool"], rows["k"])],
+                line={"color": CATEGORIES[place % len(CATEGORIES)], "dash": dash},
+                marker={"symbol": ["square" if name == "neurons" else symbol for name in rows["pool"]], "size": 9},
+                error_x=_spread(rows, "selectivity"), error_y=_spread(rows, "value"),
+                hovertemplate="%{text}: %{y:.3f} at %{x:.2f}<extra></extra>",
+            )  # fmt: skip
+    for network, symbol in (("client", "x"), ("ensemble", "star"), ("average", "cross")):
+        rows = frame[frame["network"] == network]
+        figure.add_scatter(
+            x=rows["selectivity"], y=rows["value"], mode="markers+text", text=[network] * len(rows), showlegend=False,
+            textposition="top center", marker={"color": REFERENCE, "symbol": symbol, "size": 11},
+            error_x=_spread(rows, "selectivity"), error_y=_spread(rows, "value"),
+        )  # fmt: skip
+    figure.add_scatter(
+        x=frame["null"], y=frame["value"], name="shuffled labels", mode="markers",
+        marker={"color": NULL, "symbol": "circle-open", "size": 7},
+    )  # fmt: skip
+    title = "Accuracy against class selectivity of fused units, by fused width"
+    return styled(figure, title, "mean class selectivity of hidden units", str(frame["metric"].iloc[0]), 520)
+
+
+def _spread(rows: pd.DataFrame, column: str) -> dict[str, Any]:
+    return {"type": "data", "array": rows[f"{column}_std"].fillna(0), "thickness": 1, "width": 3}

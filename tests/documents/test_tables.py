@@ -1,8 +1,11 @@
 """Tables in documents say what the files beside them hold."""
 
+import json
+
 import pandas as pd
 import pytest
 
+from featalign.bench.frontier import table
 from featalign.bench.modes import tables
 from tests.documents.given import ROOT
 
@@ -23,3 +26,9 @@ def test_tables_of_federated_modes(files):
     folder = ROOT / "docs" / "results" / "modes"
     found = tables({title: pd.read_json(folder / f"{name}.json") for title, name in files})
     assert found.strip() in (ROOT / "docs" / "federated.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_tables_of_the_frontier(name):
+    found = json.loads((ROOT / "docs" / "results" / "frontier" / f"{name}.json").read_text())
+    assert table(found).strip() in (ROOT / "docs" / "superposition.md").read_text()

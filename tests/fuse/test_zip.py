@@ -115,6 +115,15 @@ def apart(result, module, probe):
     return float((outputs(result.module, probe) - want).norm() / want.norm())
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wider_network_zipped_with_itself_comes_back(kind):
+    config, probe = KINDS[kind]
+    module = client(config)
+    found = solve(problem([module, turned(module, probe)], probe), "zip", refit=True, width=1.5)
+    sizes = [sum(part.numel() for part in each.parameters()) for each in (module, found.module)]
+    assert apart(found, module, probe) < 1e-3 and sizes[1] > sizes[0]
+
+
 @pytest.mark.parametrize("clients", [2, 3])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_zipped_with_itself_comes_back(kind, clients):

@@ -64,6 +64,9 @@ def test_monosemanticity_equals_its_definition(rng):
         weight.fill_diagonal_(0)
         slow.append(float((weight * similarity).sum() / weight.sum()))
     assert np.allclose(fm.monosemanticity(a, e).numpy(), slow, atol=1e-5)
+    a[:, 0] = (torch.arange(30) == 7).float()  # one input drives it: there is no pair
+    a[:, 1] = 0.5
+    assert fm.monosemanticity(a, e).isnan().tolist() == [True, True, False, False]
 
 
 def test_separability_is_one_for_disjoint_and_small_for_equal(rng):

@@ -1,12 +1,13 @@
-"""`zip`: the union of all clients' units reduced to the reference's width by column-subset selection, then refitted.
+"""`zip`: the union of all clients' units reduced to the fused width by column-subset selection, then refitted.
 
 Neuron `zip`, feature `zip` and their mixture are one method with different pools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -14,52 +15,42 @@ from torch import nn
 
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.pool import select_columns
+from featalign.align.pool import reading_map, select_columns
 from featalign.errors import BadOption
 from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import readout_target
-from featalign.fuse.reduce import reduced
+from featalign.fuse.reduce import fused_size, reduced
 from featalign.spaces import apply_nonlinearity
 from featalign.spaces.capture import units_last
 from featalign.spaces.graph import Layer, Site, Space, Symmetry
 
 LEANS = (0.0, 0.25, 0.5, 0.75, 1.0)
-PreUnits = Callable[[Held, int, Space], torch.Tensor]
+READING = 1e-2  # ridge by which neurons are read from chosen latents, which are many and rare: as strong as the refit's
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Units of all clients for one space.
+    """Units of all clients for one space: of each client its neurons, then its latents.
 
     Attributes:
         gram: uncentred second moments `[pool, pool]`, float64.
         cross: with what the next layers read, `[pool, targets]`.
         offsets: where each client's part of the pool begins, and its end.
+        neurons: how many of each part are neurons.
     """
 
     gram: torch.Tensor
     cross: torch.Tensor
     offsets: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """Units chosen for one space: positions in the pool."""
-
-    index: torch.Tensor
-    offsets: tuple[int, ...]
-
-    def of_client(self, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(fused unit, unit of client k)` for the chosen units that come from client k."""
-        low, high = self.offsets[k], self.offsets[k + 1]
-        rows = torch.nonzero((self.index >= low) & (self.index < high)).ravel()
-        return rows, self.index[rows] - low
+    neurons: tuple[int, ...]
 
 
 @fusion_method("zip", basis="pool", needs=("reducible",), follows_mixing=True, grid={"lean": LEANS})
-def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, linear: str = "project") -> Proposal:
+def zip_neurons(
+    problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, linear: str = "project", width: float = 1.0
+) -> Proposal:
     """All clients side by side reduced to the original width: units and heads are picked, linear spaces projected.
 
     Query heads that share keys and values are picked together, as one group of one client.
@@ -67,11 +58,13 @@ def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, 
     weights, 1 keeps the reference's own units and directions. What the fused network outputs is asked for alike.
     "auto" takes what comes nearest to the ensemble on a held-out part of the probe. `linear` is how linear spaces are
     reduced: "project" on leading directions, or "repack", features of a joint dictionary laid out anew.
+    `width` times the reference's units are picked; heads and linear spaces keep the reference's size. Raises
+    `BadOption` where the clients have fewer units together.
     """
     if lean == "auto" or not 0 <= lean <= 1:
         raise BadOption(f"lean = {lean}; give a number between 0 (room by the mixing weights) and 1 (the reference's)")
     room = tuple((1 - lean) * w + lean * (k == problem.reference) for k, w in enumerate(problem.mixing))
-    found = reduced(problem, room, linear)
+    found = reduced(problem, room, linear, width)
     notes = {"units_from_client": found.origins}
     return Proposal(found.alignments, statistics=False, notes=notes, codes=found.codes)
 
@@ -84,79 +77,99 @@ def zip_neurons(problem: FusionProblem, *, lean: float | Literal["auto"] = 0.0, 
     follows_mixing=True,
     exact=False,
 )
-def zip_features(problem: FusionProblem) -> Proposal:
-    """Union of all clients' transcoder latents reduced to the original width: the fused units are features."""
+def zip_features(problem: FusionProblem, *, width: float = 1.0, neurons: bool = False) -> Proposal:
+    """Union of all clients' transcoder latents reduced to the original width: the fused units are features.
 
-    def latents(held: Held, client: int, space: Space) -> torch.Tensor:
-        bases = problem.transcoders.get(space.name)
-        if bases is None:
+    `width` times the reference's units are picked; `neurons` adds the clients' own to the pool. Raises `BadOption`
+    where the pool holds fewer.
+    """
+
+    for space in problem.graph.hidden:
+        if space.name not in problem.transcoders:
             raise BadOption(f"space '{space.name}' has no transcoders; train them before 'feature-zip'")
-        basis = bases[client]
-        pre = held[problem.graphs[client][space.name].before]
-        return pre.to(basis.W_enc.dtype) @ basis.W_enc + basis.b_enc
-
-    chosen, _ = choose_units(problem, latents, "transcoders")
+    pools = _pools(problem)
+    chosen = {s.name: _chosen(problem, pools[s.name], fused_size(s, width), neurons) for s in problem.graph.hidden}
 
     def targets(problem: FusionProblem, layer: Layer, held: Sequence[Held]) -> torch.Tensor:
         space = problem.graph[layer.writes]
         if space.pinned:
             return torch.stack([w * h[Site(layer.module)].double() for w, h in zip(problem.mixing, held)]).sum(0)
-        pool = torch.cat([latents(h, k, space) for k, h in enumerate(held)], dim=1)
-        return pool[:, chosen[space.name].index]
+        pool = torch.cat([_candidates(problem, h, k, space) for k, h in enumerate(held)], dim=1)
+        return pool[:, chosen[space.name]]
 
-    maps = {space.name: SpaceMap.identity(space.size) for space in problem.graph.hidden}
-    stay = tuple(Alignment(_resized(problem, k, maps)) for k in range(len(problem.cohort)))
-    return Proposal(stay, targets, exact_first=False, notes={"units_from_client": origins(problem, chosen)})
-
-
-def _resized(problem: FusionProblem, client: int, maps: dict[str, SpaceMap]) -> dict[str, SpaceMap]:
-    """Identity maps, cut or padded where the client is wider or narrower: the refit replaces what they give."""
-    found = {}
-    for name, same in maps.items():
-        size = problem.graphs[client][name].size
-        eye = torch.eye(len(same.out), size, dtype=torch.float64)
-        found[name] = SpaceMap(eye, eye.T.contiguous(), Symmetry.LINEAR)
-    return found
+    maps = {name: _maps(problem, name, pool, chosen[name]) for name, pool in pools.items()}
+    moves = tuple(Alignment({name: found[k] for name, found in maps.items()}) for k in range(len(problem.cohort)))
+    origins = {
+        name: [int(((chosen[name] >= low) & (chosen[name] < high)).sum()) for low, high in pairwise(pool.offsets)]
+        for name, pool in pools.items()
+    }
+    return Proposal(moves, targets, exact_first=False, notes={"units_from_client": origins})
 
 
-def origins(problem: FusionProblem, chosen: dict[str, Chosen]) -> dict[str, list[int]]:
-    """How many fused units of each space come from each client."""
-    return {name: [len(c.of_client(k)[0]) for k in range(len(problem.cohort))] for name, c in chosen.items()}
+def _candidates(problem: FusionProblem, held: Held, client: int, space: Space) -> torch.Tensor:
+    """Pre-activations of a client's neurons and, behind them, of its latents, `[samples, n + F]`."""
+    basis = problem.transcoders[space.name][client]
+    pre = held[problem.graphs[client][space.name].before].to(basis.W_enc.dtype)
+    return torch.cat([pre, pre @ basis.W_enc + basis.b_enc], dim=1)
 
 
-def choose_units(problem: FusionProblem, pre_units: PreUnits, kind: str) -> tuple[dict[str, Chosen], dict[str, Pool]]:
-    """Greedy choice per space among the clients' units, against what the next layers read from them.
+def _chosen(problem: FusionProblem, pool: Pool, count: int, neurons: bool) -> torch.Tensor:
+    """Positions of `count` units in the pool, in order, chosen greedily against what the next layers read.
+
+    Clients of weight zero are left out while the others have enough: a client's dictionary may be narrower than the
+    layer.
+    """
+    weights = torch.empty(len(pool.gram))
+    allowed = torch.ones(len(pool.gram), dtype=torch.bool)
+    for weight, (low, high), own in zip(problem.mixing, pairwise(pool.offsets), pool.neurons):
+        weights[low:high] = weight
+        allowed[low : low + own] = neurons
+    active = torch.nonzero(allowed & (weights > 0)).ravel()
+    if len(active) < count:
+        active = torch.nonzero(allowed).ravel()
+    picked = select_columns(pool.gram[active][:, active], pool.cross[active], count)
+    return active[torch.as_tensor(picked)].sort().values
+
+
+def _maps(problem: FusionProblem, name: str, pool: Pool, chosen: torch.Tensor) -> tuple[SpaceMap, ...]:
+    """Out-maps that fold the chosen units into the layer, in-maps that read each client's neurons from them.
+
+    Offsets of latents are folded where the layer has a bias; elsewhere the refit makes up for them.
+    """
+    reading = reading_map(pool.gram, chosen, READING)
+    biased = any(axis.parameter.endswith("bias") for axis in problem.graph[name].writers)
+    maps = []
+    for weight, (low, high), own, basis in zip(
+        problem.mixing, pairwise(pool.offsets), pool.neurons, problem.transcoders[name]
+    ):
+        rows = torch.nonzero((chosen >= low) & (chosen < high)).ravel()
+        unit = chosen[rows] - low
+        share = 1 / weight if weight > 0 else 0.0
+        fold = torch.cat([torch.eye(own, dtype=torch.float64), basis.W_enc.T.double()])
+        offset = torch.cat([torch.zeros(own, dtype=torch.float64), basis.b_enc.double()])
+        out, shift = torch.zeros(len(chosen), own, dtype=torch.float64), torch.zeros(len(chosen), dtype=torch.float64)
+        out[rows], shift[rows] = share * fold[unit], share * offset[unit]
+        maps.append(SpaceMap(out, reading[low : low + own], Symmetry.LINEAR, shift=shift if biased else None))
+    return tuple(maps)
+
+
+def _pools(problem: FusionProblem) -> dict[str, Pool]:
+    """Moments of the pool of each space, streamed once over the refit inputs; Gram matrices are kept.
 
     Targets are the pre-activations of every layer that reads the space, of every client, weighted by the square root of
     its mixing weight; the readout's are the task's instead. Where a layer reads patches, flattened or pooled positions
-    the targets are the units themselves, weighted by how strongly they are read. Clients of weight zero are left out.
-    `kind` names the pool, whose Gram matrices are kept for other mixing weights.
+    the targets are the units themselves, weighted by how strongly they are read.
     """
-    pools = _pools(problem, pre_units, kind)
-    chosen = {}
-    for space in problem.graph.hidden:
-        pool = pools[space.name]
-        sizes = [high - low for low, high in zip(pool.offsets, pool.offsets[1:])]
-        weights = torch.cat([torch.full((size,), weight) for size, weight in zip(sizes, problem.mixing)])
-        active = torch.nonzero(weights > 0).ravel()
-        if len(active) < space.size:  # a client's dictionary may be narrower than the layer
-            active = torch.arange(len(weights))
-        picked = select_columns(pool.gram[active][:, active], pool.cross[active], space.size)
-        chosen[space.name] = Chosen(active[torch.as_tensor(picked)].sort().values, pool.offsets)
-    return chosen, pools
-
-
-def _pools(problem: FusionProblem, pre_units: PreUnits, kind: str) -> dict[str, Pool]:
-    """Moments of the pool of each space, streamed once over the refit inputs; Gram matrices are kept."""
     spaces = problem.graph.hidden
-    grams: dict[str, Any] = problem.memory.get("pool", (problem.activations, kind, *_transcoders(problem, kind)), dict)
+    bases = [basis for found in problem.transcoders.values() for basis in found]
+    grams: dict[str, Any] = problem.memory.get("pool", (problem.activations, *bases), dict)
     known = set(grams)
     cross: dict[str, Any] = {}
     offsets: dict[str, tuple[int, ...]] = {}
     readouts = {writer.name for writer in problem.writers if writer.readout}
     for _, held, outputs in problem.activations:
         for space in spaces:
-            pre = [pre_units(h, k, space) for k, h in enumerate(held)]
+            pre = [_candidates(problem, h, k, space) for k, h in enumerate(held)]
             parts = [apply_nonlinearity(space, values) for values in pre]
             target = torch.cat(_wanted(problem, space, held, outputs, parts, readouts), dim=1)
             pool = torch.cat(parts, dim=1).double()
@@ -168,13 +181,8 @@ def _pools(problem: FusionProblem, pre_units: PreUnits, kind: str) -> dict[str, 
             cross[space.name] = cross.get(space.name, 0) + pool.T @ target.double()
             sizes = torch.tensor([0, *(part.shape[1] for part in parts)])
             offsets[space.name] = tuple(sizes.cumsum(0).tolist())
-    return {space.name: Pool(grams[space.name], cross[space.name], offsets[space.name]) for space in spaces}
-
-
-def _transcoders(problem: FusionProblem, kind: str) -> tuple[Any, ...]:
-    if kind == "neurons":
-        return ()
-    return tuple(basis for bases in problem.transcoders.values() for basis in bases)
+    neurons = {space.name: tuple(graph[space.name].size for graph in problem.graphs) for space in spaces}
+    return {s.name: Pool(grams[s.name], cross[s.name], offsets[s.name], neurons[s.name]) for s in spaces}
 
 
 def _wanted(
