@@ -24,7 +24,7 @@ TRIED = 4  # samples on which affine maps are looked for
 
 @dataclass(frozen=True)
 class FusionProblem:
-    """Clients to be fused into one network, of the reference's width unless a method is asked for another, without labels.
+    """Clients to be fused into one network without labels, of the reference's width unless a method takes another.
 
     Attributes:
         cohort: the clients with what may be known of them.
