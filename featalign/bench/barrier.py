@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from featalign.bench.pairs import language_pair
 
@@ -21,19 +21,23 @@ def barrier(
     steps: int = 1000,
     points: int = 11,
     probe: int = 64,
+    descent: int = 0,
+    method_options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     progress: bool = True,
     **options: int,
 ) -> CompareResult:
     """Train (or load) two clients and compare them by every method, along the whole mixing curve.
 
-    `options` are those of `DecoderConfig`; norms are folded, so that rotations are symmetries of the stream.
+    The probe is so many unlabelled windows; `descent` steps of gradient on it follow every refit. `options` are those
+    of `DecoderConfig`; norms are folded, so that rotations are symmetries of the stream.
     """
     from featalign.studies.compare.run import compare
 
     modules, inputs, evaluation = language_pair(pair, steps, probe, seed=seed, progress=progress, **options)
     return compare(
-        modules, inputs, evaluation, "next-token", methods, curve=points, evidence=False, seed=seed, progress=progress
+        modules, inputs, evaluation, "next-token", methods, options=method_options, curve=points, steps=descent,
+        evidence=False, seed=seed, progress=progress,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -100,14 +100,15 @@ def vision(
     augmented: int = 2000,
     curve: Sequence[float] = (),
     epochs: int | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
     progress: bool = True,
 ) -> VisionResult:
     """Train (or load) pairs of networks and fuse each pair by every method, with and without repair and refit.
 
     The probe is unlabelled training pictures; matching and repair see them as they are, the refit sees `augmented`
     pictures made of them by shifting and mixing. Every method gets the same; `methods` defaults to all that
-    apply. `epochs` are those of training, the recipe's unless given. `curve` lists further weights of the first parent
-    at which every method is scored repaired, and refitted.
+    apply. `epochs` are those of training, the recipe's unless given, `options` by method. `curve` lists
+    further weights of the first parent at which every method is scored repaired, and refitted.
     """
     from featalign import data
 
@@ -115,13 +116,14 @@ def vision(
     dataset = data.load("cifar10", progress=progress)
     for model in architectures:
         for seed in range(seeds):
-            rows += _pair(model, dataset, methods, seed, probe, augmented, curve, epochs, progress)
+            rows += _pair(model, dataset, methods, seed, probe, augmented, curve, epochs, options or {}, progress)
     config = {
         "probe": probe,
         "augmented": augmented,
         "seeds": seeds,
         "epochs": {name: epochs or RECIPES.get(name, {}).get("epochs") for name in architectures},
         "models": {name: MODELS.get(name, {}) for name in architectures},
+        "options": {name: dict(each) for name, each in (options or {}).items()},
     }
     return VisionResult(tuple(rows), config)
 
@@ -135,6 +137,7 @@ def _pair(
     augmented: int,
     curve: Sequence[float],
     epochs: int | None,
+    options: Mapping[str, Mapping[str, Any]],
     progress: bool,
 ) -> list[VisionRow]:
     """Rows of one pair."""
@@ -158,13 +161,15 @@ def _pair(
     rows.append(row("ensemble", Ensemble(cohort.modules, problem.mixing, cohort.task)))
     possible = [name for name, reason in available(problem).items() if reason is None and name in WITHOUT_DICTIONARIES]
     for method in methods or possible:
+        own = options.get(method, {})
         for repaired, refitted in VARIANTS:
             if refitted in REGISTERED[method].stages:
-                result = solve(problem, method, refit=refitted, repair=repaired)
+                result = solve(problem, method, refit=refitted, repair=repaired, **own)
                 rows.append(row(result.name, result.module, seconds=result.seconds))
         for share in curve:
             for repaired, refitted in CURVES:
                 if refitted in REGISTERED[method].stages:
-                    result = solve(problem.mixed((share, 1 - share)), method, refit=refitted, repair=repaired)
+                    mixed = problem.mixed((share, 1 - share))
+                    result = solve(mixed, method, refit=refitted, repair=repaired, **own)
                     rows.append(row(result.name, result.module, share, result.seconds))
     return rows

@@ -15,6 +15,11 @@ bench = typer.Typer(help="Side-by-side benchmarks against the library people wou
 bench.command("paper")(paper)
 
 
+OPTION: Any = typer.Option(
+    None, "--option", metavar="METHOD.NAME=VALUE", help="Of a method, such as zip.lean=auto; repeat for several."
+)
+
+
 @bench.command("sae")
 def bench_sae(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
@@ -125,6 +130,7 @@ def bench_vision(
     seeds: int = typer.Option(1, help="Pairs of networks per architecture."),
     probe: int = typer.Option(400, help="Unlabelled pictures for matching, repair and refit."),
     method: list[str] = typer.Option(None, "--method", help="Methods to run.  [default: all without dictionaries]"),
+    option: list[str] = OPTION,
     epochs: int = typer.Option(None, help="Of training the networks.  [default: what one core manages in ten minutes]"),
     curve: bool = typer.Option(False, "--curve", help="Also score four other mixing weights."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
@@ -133,9 +139,13 @@ def bench_vision(
 ) -> None:
     """CIFAR-10 with VGG11 and ResNet20: what one-shot fusion keeps of two networks."""
     from featalign.bench.vision import vision
+    from featalign.studies.compare.config import method_options
 
     shares = (0.1, 0.3, 0.7, 0.9) if curve else ()
-    result = vision(model, method or None, seeds, probe, curve=shares, epochs=epochs, progress=not quiet)
+    options = method_options(option or ())
+    result = vision(
+        model, method or None, seeds, probe, curve=shares, epochs=epochs, options=options, progress=not quiet
+    )
     if figure is not None:
         from featalign.plots.networks import fusion_table
 
@@ -148,14 +158,25 @@ def bench_barrier(
     pair: str = typer.Option("editions", help="editions (modern against First Folio spelling) or seeds."),
     steps: int = typer.Option(1000, help="Training steps of each transformer."),
     method: list[str] = typer.Option(None, metavar="NAME", help="Registered methods.  [default: a selection]"),
+    option: list[str] = OPTION,
+    probe: int = typer.Option(64, help="Unlabelled windows of training text for matching and refit."),
+    descent: int = typer.Option(0, help="Steps of gradient on the probe after every refit."),
+    points: int = typer.Option(11, help="Mixing weights, both ends among them."),
+    model_option: list[str] = typer.Option(
+        None, metavar="NAME=VALUE", help="Of the transformers: width, depth, heads, hidden, context; repeat."
+    ),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the curves here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """Loss between two character transformers, by the basis in which their weights are interpolated."""
     from featalign.bench.barrier import METHODS, barrier, barriers, curves, parents
+    from featalign.studies.compare.config import method_options, model_texts
 
-    result = barrier(pair, method or METHODS, steps=steps, progress=not quiet)
+    result = barrier(
+        pair, method or METHODS, steps, points, probe, descent, method_options(option or ()), progress=not quiet,
+        **model_texts("decoder", model_option or ()),
+    )  # fmt: skip
     if figure is not None:
         from featalign.plots.networks import barrier_curves
 
