@@ -13,6 +13,7 @@ import torch
 
 from featalign.errors import BadOption
 
+TARGETS = 1024  # beyond these, targets of a choice are projected at random
 SAME = 1e-5  # relative rest up to which a unit is the duplicate of a chosen one
 
 
@@ -29,40 +30,85 @@ def select_columns(
     Raises `BadOption` when the pool is smaller than `count`.
     """
     grams = [gram] if isinstance(gram, torch.Tensor) else list(gram)
-    crosses = [each.clone() for each in ([cross] if isinstance(cross, torch.Tensor) else cross)]
+    readers = [
+        _Reader(moments, each, count)
+        for moments, each in zip(grams, [cross] if isinstance(cross, torch.Tensor) else cross, strict=True)
+    ]
     size = len(grams[0])
     if count > size:
         raise BadOption(f"cannot choose {count} units from a pool of {size}; lower the fused width")
-    residuals = [each.diagonal().clone() for each in grams]
-    initials = [each.clone().clamp_min(1e-12) for each in residuals]
     free = torch.ones(size, dtype=torch.bool)
-    factors = [each.new_zeros(size, count) for each in grams]  # pivoted Cholesky: no Gram matrix is deflated
     chosen: list[int] = []
-    for step in range(count):
-        fresh = [residual > 1e-12 * initial for residual, initial in zip(residuals, initials)]
-        usable = free & torch.stack(fresh).any(0)
+    for _ in range(count):
+        usable = free & torch.stack([reader.fresh() for reader in readers]).any(0)
         if usable.any():
-            gains = [
-                torch.where(new, each.pow(2).sum(1) / residual.clamp_min(1e-12), torch.zeros_like(residual))
-                for new, each, residual in zip(fresh, crosses, residuals)
-            ]
-            gain = torch.stack(gains).sum(0)
+            gain = torch.stack([reader.gains() for reader in readers]).sum(0)
             best = int(torch.where(usable, gain, torch.full_like(gain, -1.0)).argmax())
-            for new, each, residual, factor, moments in zip(fresh, crosses, residuals, factors, grams):
-                if not new[best]:
-                    continue
-                column = moments[:, best] - factor[:, :step] @ factor[best, :step]
-                factor[:, step] = column / residual[best].sqrt()
-                each -= torch.outer(factor[:, step], each[best] / residual[best].sqrt())
-                residual -= factor[:, step].square()
+            for reader in readers:
+                reader.take(best)
         else:
             index = torch.as_tensor(chosen, dtype=torch.long)
-            alike = grams[0][:, index].pow(2) / torch.outer(initials[0], initials[0][index])
-            apart = 1 - (alike.amax(1) if chosen else torch.zeros_like(initials[0]))
+            initial = readers[0].initial
+            alike = grams[0][:, index].pow(2) / torch.outer(initial, initial[index])
+            apart = 1 - (alike.amax(1) if chosen else torch.zeros_like(initial))
             best = int(torch.where(free, apart, torch.full_like(apart, -1.0)).argmax())
         free[best] = False
         chosen.append(best)
     return chosen
+
+
+class _Reader:
+    """What one map's view of the units leaves unexplained while units are chosen.
+
+    Neither Gram matrix nor cross moments are deflated: pivoted Cholesky columns `factor` and what each chosen unit
+    explained of the targets (`explained`) stand for it, so that a step reads the cross moments once and writes nothing
+    of their size.
+    """
+
+    def __init__(self, gram: torch.Tensor, cross: torch.Tensor, count: int):
+        self.gram, self.cross = gram, _sketched(cross)
+        self.residual = gram.diagonal().clone()
+        self.initial = self.residual.clone().clamp_min(1e-12)
+        self.energy = self.cross.square().sum(1)
+        self.negligible = 1e-12 * self.energy
+        self.factor, self.explained = gram.new_zeros(len(gram), count), self.cross.new_zeros(count, self.cross.shape[1])
+        self.taken = 0
+
+    def fresh(self) -> torch.Tensor:
+        """Units that the chosen ones do not explain yet."""
+        return self.residual > 1e-12 * self.initial
+
+    def gains(self) -> torch.Tensor:
+        """By how much each unit would lower the squared error of the targets."""
+        energy = torch.where(self.energy > self.negligible, self.energy, torch.zeros_like(self.energy))
+        return torch.where(self.fresh(), energy / self.residual.clamp_min(1e-12), torch.zeros_like(energy))
+
+    def take(self, best: int) -> None:
+        """Deflate by a chosen unit, unless it is explained already."""
+        if not self.fresh()[best]:
+            return
+        k = self.taken
+        root = self.residual[best].sqrt()
+        column = (self.gram[:, best] - self.factor[:, :k] @ self.factor[best, :k]) / root
+        row = (self.cross[best] - self.factor[best, :k] @ self.explained[:k]) / root
+        along = self.cross @ row - self.factor[:, :k] @ (self.explained[:k] @ row)
+        self.energy += column * (column * row.square().sum() - 2 * along)
+        self.residual -= column.square()
+        self.factor[:, k], self.explained[k] = column, row
+        self.taken += 1
+
+
+def _sketched(cross: torch.Tensor) -> torch.Tensor:
+    """Cross moments with so many targets that a random projection keeps their inner products: `TARGETS` of them.
+
+    Many clients have many targets, most of them alike. Errors of the gains are a few per cent; a space of fewer
+    dimensions, as when all clients are one network, is kept exactly (Johnson and Lindenstrauss 1984).
+    """
+    targets = cross.shape[1]
+    if targets <= TARGETS:
+        return cross
+    draw = torch.randn(targets, TARGETS, generator=torch.Generator().manual_seed(0), dtype=cross.dtype)
+    return cross @ (draw / TARGETS**0.5).to(cross.device)
 
 
 def select_groups(gram: torch.Tensor, cross: torch.Tensor, count: int, size: int) -> list[int]:

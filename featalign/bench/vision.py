@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Width, further options of the configuration, and training of each family on CIFAR-10: what one core manages in ten
 # minutes; 79 % of the test pictures.
 MODELS: dict[str, dict[str, Any]] = {
-    "resnet20": {"width": 0.5},
+    "resnet20": {"width": 1.0},
     "vgg11": {"width": 0.25, "batch_norm": True},
     "vit": {"width": 64, "depth": 4},
 }
