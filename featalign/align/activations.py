@@ -51,7 +51,7 @@ class Activations:
         kept: list[Captured] | None = []
         used, inputs = 0, self.inputs.batched(self.batch_size)
         streams = [stream(module, inputs, self.sites) for module in self.modules]
-        for batch, *found in zip(inputs, *streams):
+        for batch, *found in zip(inputs, *streams, strict=True):
             captured = (batch, [held for _, held in found], [outputs for outputs, _ in found])
             used += sum(tensor.nbytes for held in captured[1] for tensor in held.values())
             if kept is not None:

@@ -34,6 +34,7 @@ from featalign.spaces.capture import fitting_batch, kept, stream, units_last
 from featalign.spaces.graph import Axis, Site, Space, Symmetry
 
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
+FAINT_ROWS = 2048  # from so many rows, whatever the batches
 POOL = 1024  # units up to which a choice is made on all refit inputs
 Maps = dict[str, tuple[SpaceMap, ...]]
 
@@ -184,7 +185,7 @@ def _stream(problem: FusionProblem, sites: Sequence[Site], inputs: Inputs | None
     inputs = inputs or problem.cohort.refit_inputs
     inputs = inputs.batched(fitting_batch(problem.clients[problem.reference], inputs, list(sites)))
     streams = [stream(module, inputs, list(sites)) for module in problem.clients]
-    for batch, *found in zip(inputs, *streams):
+    for batch, *found in zip(inputs, *streams, strict=True):
         yield batch, [held for _, held in found], [outputs for outputs, _ in found]
 
 
@@ -265,7 +266,7 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str
     chosen_on = _enough(problem, max(pool.offsets[-1] for pool in pools.values()), max(picked.values()))
     parts = (*problem.clients, problem.cohort.refit_inputs, len(chosen_on) if chosen_on.sized else 0)
     grams: dict[str, dict[str, Any]] = problem.memory.get("pools", parts, dict)  # the same at all mixing weights
-    known, first = set(grams), True
+    known, left = set(grams), dict.fromkeys(before, FAINT_ROWS)
     for batch, held, outputs in _stream(problem, list(dict.fromkeys([*sites, *before.values()])), chosen_on):
         for space in spaces:
             pool, picks_heads = pools[space.name], space in heads
@@ -280,10 +281,11 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str
                     mine = grams.setdefault(space.name, {})
                     mine[writer.name] = mine.get(writer.name, 0) + joint.T @ joint
                 stage.gram = grams[space.name][writer.name]
-            if first and space.name in before:  # the first batch tells silent units apart
-                faint = torch.cat([h[problem.graphs[k][space.name].before] for k, h in enumerate(held)], 1).double()
-                pool.faint = FAINT * faint.T @ faint
-        first = False
+            if space.name in before and left[space.name]:
+                shown = [h[problem.graphs[k][space.name].before] for k, h in enumerate(held)]
+                faint = torch.cat([part[: left[space.name]] for part in shown], 1).double()
+                pool.faint = pool.faint + FAINT * faint.T @ faint
+                left[space.name] -= len(faint)
     return pools
 
 

@@ -19,12 +19,13 @@ from torch import nn
 from featalign.align.activations import Held
 from featalign.align.heads import gauged_state
 from featalign.align.maps import Alignment
+from featalign.data.inputs import Inputs
 from featalign.data.task import answers
 from featalign.fuse.linear import Code
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import Loss, Sample, readout_target
 from featalign.fuse.repair import Statistics, correct_norm
-from featalign.fuse.walk import Stop, Walk, passing_order
+from featalign.fuse.walk import PAUSED_BATCHES, Stop, Walk, passing_order
 from featalign.fuse.writers import Writer, written
 from featalign.spaces import affine
 from featalign.spaces.apply import pieces_of, rebuilt
@@ -132,7 +133,7 @@ class _Refit:
         problem, stages = self.problem, self._stages(exact_first)
         norms = [] if self.statistics is None else [Site(name, "in") for name in self.statistics.norms]
         order = passing_order(self.fused, problem.cohort.example, [*stages, *norms])
-        inputs = problem.cohort.refit_inputs.batched(problem.activations.batch_size)
+        inputs = _batched(problem.cohort.refit_inputs, problem.activations.batch_size)
         notes = {writer.reads for site in order for writer in stages.get(site, ())}
         parents = [Walk(self._parent(k), inputs, stages) for k in (() if self.targets else self.taking)]
         fits: list[LayerFit] = []
@@ -250,6 +251,11 @@ class _Refit:
                 part = part + space_map.shift.double()
             total = total + problem.mixing[k] * part
         return total  # type: ignore[no-any-return]
+
+
+def _batched(inputs: Inputs, size: int) -> Inputs:
+    """Batches of that size, or so many more inputs that all batches may wait inside the network."""
+    return inputs.batched(max(size, -(-len(inputs) // PAUSED_BATCHES))) if inputs.sized else inputs
 
 
 def _rows(stop: Stop, writer: Writer, module: nn.Module) -> torch.Tensor:

@@ -79,9 +79,11 @@ def kept(tensor: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
 
 
 def stream(
-    module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: int = BATCH
+    module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: int | None = None
 ) -> Iterator[tuple[torch.Tensor, Held]]:
     """Yield `(outputs, {site: activations [samples, units]})` for each batch of `inputs` (see `data.Inputs`).
+
+    Batches are those of the `Inputs` unless `batch_size` says otherwise.
 
     Convolutional activations give one row per sample and position, token sequences one row per token that the batch's
     `attention_mask` keeps (outputs stay whole: `kept` drops the same rows). A module that runs several times gives the
@@ -90,7 +92,8 @@ def stream(
     `NotFinite` when a site holds NaN or infinity.
     """
     with _hooks(module, sites) as calls:
-        for batch in Inputs.of(inputs).batched(batch_size):
+        whole = Inputs.of(inputs)
+        for batch in whole if batch_size is None else whole.batched(batch_size):
             calls.clear()
             with evaluating(module):  # around the call alone: a suspended generator must not keep gradients off
                 outputs = unwrap(batch.run(module))
@@ -178,7 +181,7 @@ def fitting_batch(module: nn.Module, inputs: Any, sites: Sequence[Site]) -> int:
     return max(1, min(BATCH, BATCH_BYTES // max(size, 1)))
 
 
-def collect(module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: int = BATCH) -> Held:
+def collect(module: nn.Module, inputs: Any, sites: Sequence[Site], batch_size: int | None = None) -> Held:
     """Activations `[samples, units]` of each site for the whole probe; use `stream` when they do not fit in memory."""
     parts: dict[Site, list[torch.Tensor]] = {site: [] for site in sites}
     for _, held in stream(module, inputs, sites, batch_size):

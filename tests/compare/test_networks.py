@@ -159,3 +159,17 @@ def test_a_wrapper_that_renames_its_parameters_is_refused_in_one_line():
     with pytest.raises(TraceError, match=r"TransformerBridge.*pass the network that it wraps") as error:
         Cohort.of([bridge(0), bridge(1)], tokens())
     assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["gpt2", "conv1d", "one-logit"])
+def test_fusion_does_not_depend_on_the_batch(name, monkeypatch):
+    """Padded tokens of one batch must not be taken for those of another."""
+    methods, found = ("ot-acts", "zip"), []
+    for weigh in (2**40, 1):
+        monkeypatch.setattr("featalign.spaces.capture.BATCH_BYTES", weigh)
+        cohort = cohort_of(name, clients_of(name))
+        problem = FusionProblem(cohort)
+        assert problem.activations.batch_size == (2048 if weigh > 1 else 1)
+        found.append([outputs(solve(problem, method, refit=True).module, cohort) for method in methods])
+    for whole, single in zip(*found):
+        assert (whole - single).abs().max() < 1e-3 * whole.abs().max()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from featalign.data import Inputs
 from featalign.errors import NotFinite, ProbeError, SpaceMismatch
 from featalign.spaces import CrossMoments, Site, collect, stream, trace
 from featalign.spaces.capture import BATCH_BYTES, fitting_batch, kept
@@ -17,7 +18,7 @@ def test_batches_shrink_as_activations_grow() -> None:
     site = Site("0", "out")
     assert fitting_batch(small, torch.randn(10, 4), [site]) == 2048
     size = fitting_batch(large, torch.randn(4, 3, 64, 64), [site])
-    assert 16 <= size < 2048 and size * 64 * 64 * 64 * 4 <= BATCH_BYTES
+    assert 1 <= size < 2048 and size * 64 * 64 * 64 * 4 <= BATCH_BYTES
 
 
 def test_moments_do_not_depend_on_the_batch() -> None:
@@ -30,6 +31,14 @@ def test_moments_do_not_depend_on_the_batch() -> None:
             moments.update(left[site], right[site])
         found.append(moments.squared_distances)
     assert torch.allclose(*found, atol=1e-9)
+
+
+def test_batches_are_those_of_the_inputs() -> None:
+    module, site = nn.Sequential(nn.Linear(4, 8)), Site("0")
+    inputs = Inputs.of(torch.randn(8, 4)).batched(3)
+    assert [len(outputs) for outputs, _ in stream(module, inputs, [site])] == [3, 3, 2]
+    assert [len(outputs) for outputs, _ in stream(module, inputs, [site], 5)] == [5, 3]
+    assert torch.equal(collect(module, inputs, [site])[site], module(inputs.example(8).args[0]))
 
 
 def test_a_layer_that_runs_several_times_gives_all_its_calls() -> None:

@@ -20,14 +20,13 @@ from featalign.errors import BadOption
 from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import readout_target
-from featalign.fuse.reduce import fused_size, reduced
+from featalign.fuse.reduce import FAINT, FAINT_ROWS, fused_size, reduced
 from featalign.spaces import apply_nonlinearity
 from featalign.spaces.capture import units_last
 from featalign.spaces.graph import Layer, Site, Space, Symmetry
 
 LEANS = (0.0, 0.25, 0.5, 0.75, 1.0)
 READING = 1e-2  # ridge by which neurons are read from chosen latents, which are many and rare: as strong as the refit's
-FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _pools(problem: FusionProblem) -> dict[str, Pool]:
     spaces = problem.graph.hidden
     bases = [basis for found in problem.transcoders.values() for basis in found]
     grams: dict[str, Any] = problem.memory.get("pool", (problem.activations, *bases), dict)
-    known = set(grams)
+    known, left = set(grams), {space.name: FAINT_ROWS for space in spaces}
     cross: dict[str, Any] = {}
     offsets: dict[str, tuple[int, ...]] = {}
     readouts = {writer.name for writer in problem.writers if writer.readout}
@@ -174,10 +173,9 @@ def _pools(problem: FusionProblem) -> dict[str, Pool]:
             target = torch.cat(_wanted(problem, space, held, outputs, parts, readouts), dim=1)
             pool = torch.cat(parts, dim=1).double()
             if space.name not in known:
-                if space.name not in grams:  # the first batch tells silent units apart
-                    faint = torch.cat(pre, dim=1).double()
-                    grams[space.name] = FAINT * faint.T @ faint
-                grams[space.name] = grams[space.name] + pool.T @ pool
+                faint = torch.cat(pre, dim=1)[: left[space.name]].double()  # tells silent units apart
+                left[space.name] -= len(faint)
+                grams[space.name] = grams.get(space.name, 0) + pool.T @ pool + FAINT * faint.T @ faint
             cross[space.name] = cross.get(space.name, 0) + pool.T @ target.double()
             sizes = torch.tensor([0, *(part.shape[1] for part in parts)])
             offsets[space.name] = tuple(sizes.cumsum(0).tolist())
