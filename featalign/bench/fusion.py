@@ -120,7 +120,7 @@ def _fused(pair: str, seed: int, problem: FusionProblem, method: str) -> Iterato
 
     task = problem.cohort.task
     for refit in METHODS[method].stages:
-        peak, began = _Peak(), time.perf_counter()
+        peak, began = Peak(), time.perf_counter()
         module = solve(problem, method, refit=refit).module
         seconds, memory = time.perf_counter() - began, peak.megabytes()
         value = evaluate(module, problem.cohort.evaluation, task)[task.metric.name]
@@ -128,7 +128,7 @@ def _fused(pair: str, seed: int, problem: FusionProblem, method: str) -> Iterato
         yield FusionRow(pair, seed, method, stage, task.metric.name, value, seconds, memory)
 
 
-class _Peak:
+class Peak:
     """Peak resident memory from now on where the kernel allows it to be reset, of the whole process elsewhere."""
 
     def __init__(self) -> None:

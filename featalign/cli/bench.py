@@ -209,6 +209,21 @@ def bench_match(
         print_table(list(table_rows([row])))
 
 
+@bench.command("scale")
+def bench_scale(
+    case: list[str] = typer.Option(None, metavar="NAME", help="deep or clients.  [default: both]"),
+    clients: list[int] = typer.Option([2, 4, 8, 16], help="Numbers of clients; repeat."),
+    method: str = typer.Option("zip", help="Registered method; with its refit."),
+    positions: int = typer.Option(60_000, help="Positions that the deep networks read."),
+    as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+) -> None:
+    """What fusion costs as networks grow deep and clients many: seconds and memory."""
+    from featalign.bench.scale import CASES, scale
+
+    result = scale(case or CASES, clients, method, positions)
+    print_rows(result.to_dict()["rows"], as_json)
+
+
 @bench.command("fusion")
 def bench_fusion(
     pair: list[str] = typer.Option(

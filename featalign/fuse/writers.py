@@ -281,7 +281,7 @@ class _Landing:
         self.complete = False
 
     def see(self, place: int, after: torch.Tensor) -> None:
-        """What passes at the event of that number now; raises `_Settled` when nothing more is to be learned."""
+        """Compare what passes at event `place` now with before; raises `_Settled` when no more is to be learned."""
         if place > self.last:
             raise _Settled
         site, before = self.events[place]
