@@ -237,7 +237,7 @@ def bench_fusion(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
-    """Every fusion method on four small pairs of networks: score, seconds, memory, before and after the refit."""
+    """Every fusion method on five small pairs of networks: score, seconds, memory, before and after the refit."""
     import json
 
     from featalign.bench.fusion import fusion
