@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from featalign.bench.fusion import Peak
@@ -59,7 +60,11 @@ class ScaleBench:
 
 
 def scale(
-    cases: Sequence[str] = CASES, clients: Sequence[int] = (2, 4, 8, 16), method: str = "zip", positions: int = 60_000
+    cases: Sequence[str] = CASES,
+    clients: Sequence[int] = (2, 4, 8, 16),
+    method: str = "zip",
+    positions: int = 60_000,
+    progress: bool = True,
 ) -> ScaleBench:
     """Fuse two residual networks of 71 layers (`deep`), and ever more perceptrons (`clients`).
 
@@ -67,16 +72,16 @@ def scale(
     on so many `positions`, in sequences of 5,000. clients: OTFusion's perceptron 784-400-200-100-10 on 2,000 inputs.
     Raises `BadOption` for another case and for fewer than two clients.
     """
+    from tqdm.auto import tqdm
+
     if wrong := [case for case in cases if case not in CASES]:
         raise BadOption(f"unknown case '{wrong[0]}'; choices: {', '.join(CASES)}")
     if any(count < 2 for count in clients) or positions < 1:
         raise BadOption(f"clients {tuple(clients)}, positions {positions}; give at least 2 clients and 1 position")
-    rows: list[ScaleRow] = []
-    if "deep" in cases:
-        rows += _deep(method, positions)
-    if "clients" in cases:
-        rows += _many(method, sorted(clients))
-    return ScaleBench(tuple(rows))
+    plans = {"deep": _deep(method, positions), "clients": _many(method, sorted(clients))}
+    total = ("deep" in cases) + ("clients" in cases) * len(clients)
+    fusions = chain.from_iterable(plan for case, plan in plans.items() if case in cases)
+    return ScaleBench(tuple(tqdm(fusions, "scale", total, unit=" fusions", disable=not progress, leave=False)))
 
 
 def _deep(method: str, positions: int) -> Iterator[ScaleRow]:

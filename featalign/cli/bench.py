@@ -216,11 +216,12 @@ def bench_scale(
     method: str = typer.Option("zip", help="Registered method; with its refit."),
     positions: int = typer.Option(60_000, help="Positions that the deep networks read."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
+    quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """What fusion costs as networks grow deep and clients many: seconds and memory."""
     from featalign.bench.scale import CASES, scale
 
-    result = scale(case or CASES, clients, method, positions)
+    result = scale(case or CASES, clients, method, positions, not quiet)
     print_rows(result.to_dict()["rows"], as_json)
 
 

@@ -109,3 +109,29 @@ def test_column_selection_finds_the_columns_that_span_the_targets():
     assert torch.allclose(reading[chosen], torch.eye(3, dtype=torch.float64), atol=1e-5)
     with pytest.raises(BadOption, match="pool of 12"):
         select_columns(pool.T @ pool, pool.T @ target, 13)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_unit_chosen_lowers_the_regression_error_most(seed):
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.randn(60, 9, generator=generator, dtype=torch.float64).relu()
+    readers = [torch.randn(60, 4, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+    def error(units):
+        x = pool[:, units]
+        return sum(float((y - x @ torch.linalg.lstsq(x, y).solution).square().sum()) for y in readers)
+
+    greedy: list[int] = []
+    for _ in range(6):
+        greedy.append(min(set(range(9)) - set(greedy), key=lambda unit: error([*greedy, unit])))
+    gram = pool.T @ pool
+    assert select_columns([gram, gram], [pool.T @ y for y in readers], 6) == greedy
+
+
+def test_targets_of_many_clients_are_sketched_without_losing_a_space_of_few_dimensions(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(200, 20, generator=generator, dtype=torch.float64)
+    mixed = torch.randn(5, 300, generator=generator, dtype=torch.float64)
+    gram, cross = pool.T @ pool, pool.T @ (pool[:, [1, 4, 7, 13, 19]] @ mixed)
+    monkeypatch.setattr("featalign.align.pool.TARGETS", 16)
+    assert sorted(select_columns(gram, cross, 5)) == [1, 4, 7, 13, 19]

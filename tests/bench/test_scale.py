@@ -10,7 +10,7 @@ from featalign.errors import BadOption
 
 
 def test_deep_networks_have_the_layers_of_the_paper():
-    (row,) = scale(["deep"], positions=200).rows
+    (row,) = scale(["deep"], positions=200, progress=False).rows
     assert (row.layers, row.rows, row.clients, row.ratio) == (71, 400, 2, 1.0)
     assert row.processor > 0 and row.memory > 1
 
@@ -18,7 +18,19 @@ def test_deep_networks_have_the_layers_of_the_paper():
 def test_ratios_are_to_the_fewest_clients():
     from featalign.cli.bench import bench
 
-    command = ["scale", "--case", "clients", "--clients", "3", "--clients", "2", "--method", "vanilla", "--json"]
+    command = [
+        "scale",
+        "--case",
+        "clients",
+        "--clients",
+        "3",
+        "--clients",
+        "2",
+        "--method",
+        "vanilla",
+        "--json",
+        "--quiet",
+    ]
     found = CliRunner().invoke(bench, command)
     assert found.exit_code == 0, found.output
     rows = json.loads(found.stdout)

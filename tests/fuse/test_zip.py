@@ -15,8 +15,10 @@ from featalign.clients.families.resnet import ResNet20Config
 from featalign.clients.families.vit import ViTConfig
 from featalign.clients.models import build
 from featalign.data.batch import unwrap
+from featalign.data.inputs import Inputs
 from featalign.errors import BadOption
 from featalign.fuse import FusionProblem, available, solve
+from featalign.fuse.writers import writers_of
 from featalign.spaces import moved, rebuilt, trace
 from featalign.spaces.apply import unit_rows
 from featalign.spaces.capture import evaluating
@@ -233,6 +235,29 @@ def test_every_map_of_a_transformer_is_found_and_lands_on_its_stream():
     assert lands["blocks.0.attn.W_O"] == "blocks.0.hook_resid_mid"
     assert lands["blocks.1.mlp.W_out"] == "blocks.1.hook_resid_post"
     assert [writer.name for writer in found.writers if writer.readout] == ["unembed.W_U"]
+
+
+def test_where_maps_land_costs_about_one_run_whatever_the_depth(monkeypatch):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.act, self.down = nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)
+
+        def forward(self, x):
+            return x + self.down(self.act(self.up(x)))
+
+    def runs(depth):
+        net = nn.Sequential(nn.Linear(12, 6), *(Block() for _ in range(depth)), nn.Linear(6, 3))
+        inputs = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
+        graph, example = trace(net, inputs), Inputs.of(inputs).example(4)
+        calls, usual = [], nn.Linear.forward
+        with monkeypatch.context() as patch:
+            patch.setattr(nn.Linear, "forward", lambda self, x: calls.append(1) or usual(self, x))
+            found = writers_of(net, graph, example)
+        assert len(found) == 2 * depth + 2 and all(vars(part).get("forward") is None for part in net.modules())
+        return len(calls) / len(found)
+
+    assert runs(16) < 1.3 * runs(4)
 
 
 def test_skips_are_solved_together_and_normalisations_stand_in_for_biases():
