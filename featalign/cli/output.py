@@ -8,13 +8,19 @@ import typer
 
 
 def print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    """Print rows as JSON or as a table with four digits."""
+    """Print rows as JSON or as a table with four digits, a dash for what there is no figure of."""
     import json
 
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
-        print_table([{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows])
+        print_table([{key: _shown(value) for key, value in row.items()} for row in rows])
+
+
+def _shown(value: Any) -> Any:
+    if value is None or value != value:
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
