@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 MODELS: dict[str, dict[str, Any]] = {
     "resnet20": {"width": 1.0},
     "vgg11": {"width": 0.25, "batch_norm": True},
-    "vit": {"width": 64, "depth": 4},
+    "vit": {"width": 64, "depth": 4, "stem": "convolutions"},
 }
 _PICTURES = {"flip": True, "shift": 2, "schedule": "one-cycle", "warmup": 0.25, "label_smoothing": 0.05}
 _SGD = {"optimizer": "sgd", "lr": 0.2, "momentum": 0.9, "weight_decay": 5e-4, "batch_size": 128, "channels_last": True}
 RECIPES: dict[str, dict[str, Any]] = {
     "resnet20": {**_PICTURES, **_SGD, "epochs": 9, "coarse": 0.78},
-    "vgg11": {**_PICTURES, **_SGD, "epochs": 10, "coarse": 0.7, "lr": 0.1},
-    "vit": {**_PICTURES, "epochs": 20},
+    "vgg11": {**_PICTURES, **_SGD, "epochs": 14, "coarse": 0.7, "lr": 0.1},
+    "vit": {**_PICTURES, "epochs": 12},
 }
 WITHOUT_DICTIONARIES = ("vanilla", "ot-acts", "ot-wts", "weight-matching", "zip")
 

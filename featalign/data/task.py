@@ -170,8 +170,8 @@ class Task:
 
     @property
     def head_targets(self) -> tuple[str, ...]:
-        """Heads that aim at targets of their own."""
-        return tuple(head for head in self.heads if head not in self.fitted_heads)
+        """Heads that aim at targets of their own: `cross-entropy` fits the first otherwise."""
+        return tuple(head for head in self.heads if head != "cross-entropy")
 
     def check_head(self, head: str | None) -> None:
         """Raise `BadOption` for a readout target that the task does not have."""

@@ -68,13 +68,15 @@ def agreement(problem: FusionProblem) -> float:
 def head_of(problem: FusionProblem) -> str:
     """The readout target for what the clients know, by how far they agree on the probe.
 
-    Clients that give the same answers know the same, and their mean logits are the better target; where they differ, a
-    client that never saw a class would veto it, and the log of their averaged probabilities is.
+    Clients that give the same answers know the same, and their mean logits are the better target. Where they differ, a
+    client that never saw a class would veto it: the evidence lets those speak who know inputs of that kind.
     """
     task = problem.cohort.task
-    if "mean-logits" not in task.heads or not answers(task):
+    if not answers(task):
         return task.heads[0]
-    return "mean-logits" if agreement(problem) >= AGREE else task.heads[0]
+    if "mean-logits" in task.heads and agreement(problem) >= AGREE:
+        return "mean-logits"
+    return "evidence" if "evidence" in task.heads else task.heads[0]
 
 
 def _distances(cohort: Cohort, mixing: Sequence[float], modules: Sequence[nn.Module], inputs: Inputs) -> list[float]:

@@ -36,6 +36,7 @@ FAINT = 1e-6  # gain of a normalisation below which nothing that is written pass
 RARE = 1e-3  # added to probabilities as weights, so that outputs nobody expects are told as well
 LARGE = 50_000_000  # numbers in one Gram matrix per output, above which all errors count alike
 HEAD_RIDGE = 0.3
+EVIDENCE_RIDGE = 1e-3
 Targets = Callable[[FusionProblem, Layer, Sequence[Held]], torch.Tensor]
 
 
@@ -95,6 +96,7 @@ def refit(
         statistics: correct batch normalisations by the parents' statistics on the way.
         head_ridge: of the readout. Where answers are right or wrong `HEAD_RIDGE` by default: what counts is the side
             of a boundary, and a readout that follows the targets less closely errs on fewer inputs it has not seen.
+            Evidence, which is smooth and far from what the rule's weights say, is followed with `EVIDENCE_RIDGE`.
         codes: by linear space, what it is to hold of the clients' activations, in place of the out-maps' sum.
 
     Maps that run more than once, or whose rows are ordered differently by every client, keep the rule's weights. The
@@ -102,6 +104,7 @@ def refit(
     """
     if head_ridge is None:
         head_ridge = max(ridge, HEAD_RIDGE) if answers(problem.cohort.task) else ridge
+        head_ridge = min(ridge, EVIDENCE_RIDGE) if head == "evidence" else head_ridge
     return _Refit(problem, fused, alignments, targets, (ridge, head_ridge), head, statistics, codes or {}).run(
         exact_first
     )

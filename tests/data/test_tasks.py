@@ -174,6 +174,27 @@ def test_combining_one_network_returns_it():
     assert torch.allclose(p, raw / raw.sum(1, keepdim=True))
 
 
+def test_evidence_lets_those_speak_who_know_an_input():
+    knows = torch.tensor([[9.0, 0.0, 0.0], [0.0, 0.0, 9.0]])
+    guesses = torch.tensor([[0.0, 3.5, 0.0], [0.0, 3.5, 0.0]])  # sure enough of class 1, which it alone was taught
+    halves = (0.5, 0.5)
+    for first, second in ((knows, guesses), (guesses, knows)):
+        evidence = Classification().head_target([first, second], halves, head="evidence")
+        assert evidence.argmax(1).tolist() == [0, 2]
+        moved = Classification().head_target([first + 50, second - 7], halves, head="evidence")
+        assert torch.allclose(moved, evidence)  # softmax leaves the mean of the logits open
+    alone = Classification().head_target([knows], (1.0,), head="evidence")
+    assert torch.allclose(alone.softmax(-1), knows.double().softmax(-1))
+    flat = torch.tensor([[0.0], [5.0], [-5.0]])  # one logit stands for two classes
+    told = Classification().head_target([flat, -3 * flat], halves, head="evidence")
+    assert told.shape == (3, 1) and told[:, 0].sign().tolist() == [0, -1, 1]
+    counts = torch.tensor([[0, 5, 5], [5, 5, 5]])
+    unheard = Classification().head_target([knows, guesses], halves, counts, head="evidence")
+    assert unheard.argmax(1).tolist() == [1, 2]  # who has seen nothing of a class does not speak for it
+    with pytest.raises(BadOption, match=r"class_counts \[2, 3\]; give \[1, 3\]"):
+        Classification().head_target([knows], (1.0,), counts, head="evidence")
+
+
 def test_a_task_from_outside_is_one_subclass(monkeypatch):
     monkeypatch.setattr(TASKS, "_entries", dict(TASKS._entries))
 

@@ -45,8 +45,8 @@ def test_the_readout_target_follows_what_the_clients_agree_on(probe):
     same = problem_of([network(), permuted(network())], probe)
     assert agreement(same) == 1 and head_of(same) == "mean-logits"
     apart = vetoing(probe)
-    assert agreement(apart) < 0.9 and head_of(apart) == "log-mixture"
-    named = solve(apart, "zip", refit=True, head="log-mixture").module
+    assert agreement(apart) < 0.9 and head_of(apart) == "evidence"
+    named = solve(apart, "zip", refit=True, head="evidence").module
     assert torch.equal(outputs(solve(apart, "zip", refit=True).module, probe), outputs(named, probe))
 
 

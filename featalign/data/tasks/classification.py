@@ -33,8 +33,8 @@ class Classification(Task):
     metrics: tuple[Metric, ...] = field(default=(Metric("accuracy", "%"), Metric("loss", "nats", False)), repr=False)
 
     name: ClassVar[str] = "classification"
-    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "mean-logits", "cross-entropy")
-    fitted_heads: ClassVar[tuple[str, ...]] = ("cross-entropy",)
+    heads: ClassVar[tuple[str, ...]] = ("log-mixture", "evidence", "mean-logits", "cross-entropy")
+    fitted_heads: ClassVar[tuple[str, ...]] = ("evidence", "cross-entropy")
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
@@ -118,12 +118,15 @@ class Classification(Task):
     ) -> torch.Tensor:
         """`[rows, classes]`. `log-mixture`: log of the averaged softmax, clipped, centred. `mean-logits`: their mean.
 
-        `cross-entropy` aims at the log-mixture too. Averaged logits let a confident client that never saw a class veto
-        it; averaged probabilities do not.
+        `evidence`: log of averaged exponentials, see `evidence`. `cross-entropy` aims at the log-mixture too. Averaged
+        logits let a confident client that never saw a class veto it; averaged probabilities do not, and evidence
+        lets those speak who know inputs of that kind.
         """
         self.check_head(head)
         if head == "mean-logits":
             return average(outputs, weights)
+        if head == "evidence":
+            return self._back(self.evidence(outputs, weights, counts), outputs[0])
         target = self.mixture(outputs, weights, counts).clamp_min(1e-30).log().clamp_min(FLOOR)
         return self._back(target - target.mean(-1, keepdim=True), outputs[0])
 
@@ -146,20 +149,25 @@ class Classification(Task):
         `lambda_k n_k(y) / sum_j lambda_j n_j(y)`: knowledge of label counts, not of labels. Raises `BadOption` for
         counts of another shape, negative or all zero.
         """
-        logits = [self._logits(output) for output in outputs]
-        classes = logits[0].shape[-1]
-        share = torch.as_tensor(weights, dtype=torch.float64, device=logits[0].device)[:, None].expand(-1, classes)
-        if counts is not None:
-            counts = torch.as_tensor(counts, dtype=torch.float64, device=logits[0].device)
-            if counts.shape != (len(logits), classes):
-                raise BadOption(f"class_counts {list(counts.shape)}; give [{len(logits)}, {classes}]")
-            if not torch.isfinite(counts).all() or bool((counts < 0).any()) or not bool(counts.sum() > 0):
-                raise BadOption("class_counts must be finite, non-negative and not all zero")
-            spoken = share * counts
-            total = spoken.sum(0, keepdim=True)
-            share = torch.where(total > 0, spoken / total.clamp_min(1e-300), share)  # a class nobody saw: as without
-        mixed = torch.stack([w * z.double().softmax(-1) for w, z in zip(share, logits)]).sum(0)
+        logits = self._stacked(outputs)
+        mixed = (_shares(logits, weights, counts) * logits.softmax(-1)).sum(0)
         return mixed / mixed.sum(-1, keepdim=True)
+
+    def evidence(
+        self, outputs: Sequence[torch.Tensor], weights: Sequence[float], counts: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Log of averaged exponentials `[..., classes]`, float64, centred: `log sum_k lambda_k exp(z_k)`, `z_k` centred.
+
+        Read as a joint model, `exp(z_k(x, y))` is proportional to `p_k(x, y)` (Grathwohl et al. 2020, "Your classifier
+        is secretly an energy based model", eq. 5), and its sum over classes tells inputs that a client knows from
+        others (Liu et al. 2020, "Energy-based out-of-distribution detection"). So this is the posterior of the pooled
+        data: clients speak for an input in proportion to how well they know it, which averaged probabilities ignore.
+        Logits are centred because softmax leaves their mean open. `counts` as in `mixture`.
+        """
+        logits = self._stacked(outputs)
+        centred = logits - logits.mean(-1, keepdim=True)
+        total = (centred + _shares(logits, weights, counts).clamp_min(1e-30).log()).logsumexp(0)
+        return total - total.mean(-1, keepdim=True)
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
         """Kullback-Leibler divergence of the network's softmax from the ensemble's, in nats per row, a scalar."""
@@ -175,6 +183,10 @@ class Classification(Task):
             outputs = outputs[:, None]
         logits = outputs.movedim(self.class_dim, -1)
         return torch.cat([torch.zeros_like(logits), logits], -1) if logits.shape[-1] == 1 else logits
+
+    def _stacked(self, outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        """`[clients, ..., classes]`, float64."""
+        return torch.stack([self._logits(output).double() for output in outputs])
 
     def _back(self, logs: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """From `[..., classes]` to the outputs' own layout."""
@@ -223,6 +235,22 @@ class Classification(Task):
         else:
             logits, labels = logits[kept], labels[kept]
         return logits.float() if logits.dtype.itemsize < 4 else logits, labels
+
+
+def _shares(logits: torch.Tensor, weights: Sequence[float], counts: torch.Tensor | None) -> torch.Tensor:
+    """By how much each client speaks for each class, to multiply logits `[clients, ..., classes]`, float64."""
+    clients, classes = len(logits), logits.shape[-1]
+    share = torch.as_tensor(weights, dtype=torch.float64, device=logits.device)[:, None].expand(-1, classes)
+    if counts is not None:
+        counts = torch.as_tensor(counts, dtype=torch.float64, device=logits.device)
+        if counts.shape != (clients, classes):
+            raise BadOption(f"class_counts {list(counts.shape)}; give [{clients}, {classes}]")
+        if not torch.isfinite(counts).all() or bool((counts < 0).any()) or not bool(counts.sum() > 0):
+            raise BadOption("class_counts must be finite, non-negative and not all zero")
+        spoken = share * counts
+        total = spoken.sum(0, keepdim=True)
+        share = torch.where(total > 0, spoken / total.clamp_min(1e-300), share)  # a class nobody saw: as without
+    return share.reshape(clients, *(1 for _ in range(logits.dim() - 2)), classes)
 
 
 def _positions(outputs: torch.Tensor) -> tuple[int, ...]:
