@@ -156,7 +156,7 @@ class Classification(Task):
     def evidence(
         self, outputs: Sequence[torch.Tensor], weights: Sequence[float], counts: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Log of averaged exponentials `[..., classes]`, float64, centred: `log sum_k lambda_k exp(z_k)`, `z_k` centred.
+        """Log of averaged exponentials, centred: `log sum_k lambda_k exp(z_k)` of centred logits, `[..., classes]`.
 
         Read as a joint model, `exp(z_k(x, y))` is proportional to `p_k(x, y)` (Grathwohl et al. 2020, "Your classifier
         is secretly an energy based model", eq. 5), and its sum over classes tells inputs that a client knows from
