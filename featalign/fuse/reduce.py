@@ -26,6 +26,7 @@ from featalign.align.pool import reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
 from featalign.errors import BadOption
+from featalign.fuse.choose import head_of
 from featalign.fuse.linear import REDUCTIONS, Code
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import readout_target
@@ -324,7 +325,7 @@ def _wanted(
         return torch.cat(parts, 1)
     if writer.readout:
         rows = [units_last(kept(out, batch.mask), False) for out in outputs]
-        return readout_target(problem, rows, None)
+        return readout_target(problem, rows, head_of(problem))
     target = written(problem.graph, writer)
     own = [h[writer.own].reshape(len(units[k]), -1).double() for k, h in enumerate(held)]
     if target in maps:

@@ -17,6 +17,7 @@ from featalign.align.activations import Held
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.pool import reading_map, select_columns
 from featalign.errors import BadOption
+from featalign.fuse.choose import head_of
 from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import readout_target
@@ -202,7 +203,8 @@ def _wanted(
                     units = apply_nonlinearity(space, held[k][problem.graphs[k][space.name].before])
                     wanted.append(w**0.5 * read_strength(problem, k, space).to(units) * units)
         elif layer.module in readouts:
-            wanted.append(readout_target(problem, [units_last(out, False) for out in outputs], None))
+            rows = [units_last(out, False) for out in outputs]
+            wanted.append(readout_target(problem, rows, head_of(problem)))
         else:
             wanted += [w**0.5 * h[Site(layer.module)] for w, h in zip(problem.mixing, held) if w > 0]
     return wanted
