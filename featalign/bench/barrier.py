@@ -22,6 +22,7 @@ def barrier(
     points: int = 11,
     probe: int = 64,
     descent: int = 0,
+    augmented: int = 0,
     method_options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -29,15 +30,17 @@ def barrier(
 ) -> CompareResult:
     """Train (or load) two clients and compare them by every method, along the whole mixing curve.
 
-    The probe is so many unlabelled windows; `descent` steps of gradient on it follow every refit. `options` are those
-    of `DecoderConfig`; norms are folded, so that rotations are symmetries of the stream.
+    The probe is so many unlabelled windows, for the refit spliced to `augmented` where that is not 0; `descent` steps
+    of gradient on them follow every refit. `options` are those of `DecoderConfig`; norms are folded, so that rotations
+    are symmetries of the stream.
     """
     from featalign.studies.compare.run import compare
 
     modules, inputs, evaluation = language_pair(pair, steps, probe, seed=seed, progress=progress, **options)
     return compare(
         modules, inputs, evaluation, "next-token", methods, options=method_options, curve=points, steps=descent,
-        evidence=False, seed=seed, progress=progress,
+        augment="splice" if augmented else "none", augmented=augmented or len(inputs), evidence=False, seed=seed,
+        progress=progress,
     )  # fmt: skip
 
 

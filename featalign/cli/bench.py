@@ -131,21 +131,28 @@ def bench_vision(
     probe: int = typer.Option(400, help="Unlabelled pictures for matching, repair and refit."),
     method: list[str] = typer.Option(None, "--method", help="Methods to run.  [default: all without dictionaries]"),
     option: list[str] = OPTION,
-    epochs: int = typer.Option(None, help="Of training the networks.  [default: vgg11 10, resnet20 9, vit 20]"),
+    model_option: list[str] = typer.Option(
+        None, metavar="NAME=VALUE", help="Of the networks, such as layer_norm=true; repeat for several."
+    ),
+    epochs: int = typer.Option(None, help="Of training the networks.  [default: vgg11 14, resnet20 9, vit 12]"),
     curve: bool = typer.Option(False, "--curve", help="Also score four other mixing weights."),
     figure: Path = typer.Option(None, metavar="HTML", help="Write the figure here."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
-    """CIFAR-10 with VGG11 and ResNet20: what one-shot fusion keeps of two networks."""
+    """CIFAR-10 with VGG11, ResNet20 or a ViT: what one-shot fusion keeps of two networks."""
     from featalign.bench.vision import vision
-    from featalign.studies.compare.config import method_options
+    from featalign.errors import BadOption
+    from featalign.studies.compare.config import method_options, model_texts
 
     shares = (0.1, 0.3, 0.7, 0.9) if curve else ()
     options = method_options(option or ())
+    if model_option and len(model) > 1:
+        raise BadOption(f"--model-option {model_option[0]} with models {', '.join(model)}; name one --model")
     result = vision(
-        model, method or None, seeds, probe, curve=shares, epochs=epochs, options=options, progress=not quiet
-    )
+        model, method or None, seeds, probe, curve=shares, epochs=epochs, options=options, progress=not quiet,
+        **(model_texts(model[0], model_option) if model_option else {}),
+    )  # fmt: skip
     if figure is not None:
         from featalign.plots.networks import fusion_table
 
@@ -161,6 +168,7 @@ def bench_barrier(
     option: list[str] = OPTION,
     probe: int = typer.Option(64, help="Unlabelled windows of training text for matching and refit."),
     descent: int = typer.Option(0, help="Steps of gradient on the probe after every refit."),
+    augmented: int = typer.Option(0, help="Windows that the refit sees, spliced from the probe; 0 takes the probe."),
     points: int = typer.Option(11, help="Mixing weights, both ends among them."),
     model_option: list[str] = typer.Option(
         None, metavar="NAME=VALUE", help="Of the transformers: width, depth, heads, hidden, context; repeat."
@@ -174,7 +182,8 @@ def bench_barrier(
     from featalign.studies.compare.config import method_options, model_texts
 
     result = barrier(
-        pair, method or METHODS, steps, points, probe, descent, method_options(option or ()), progress=not quiet,
+        pair, method or METHODS, steps, points, probe, descent, augmented, method_options(option or ()),
+        progress=not quiet,
         **model_texts("decoder", model_option or ()),
     )  # fmt: skip
     if figure is not None:

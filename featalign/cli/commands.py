@@ -118,7 +118,7 @@ def compare(
     epochs: int = typer.Option(None, help="Passes of client training.  [default: the family's recipe]"),
     probe: int = typer.Option(None, help="Number of unlabelled inputs that all clients share.  [default: 400]"),
     augment: str = typer.Option(
-        None, help="Extension of the probe: blend, shift-mix, gaussian, none.  [default: blend]"
+        None, help="Extension of the probe: blend, shift-mix, gaussian, splice, none.  [default: blend]"
     ),
     mixing: float = typer.Option(
         None, help="Weight of the first client, 0 to 1; the others share the rest.  [default: equal weights]"

@@ -56,7 +56,7 @@ def augment(inputs: torch.Tensor, size: int, seed: int = 0, recipe: str = "shift
         inputs: the probe; images as `[N, C, H, W]`, `[N, H, W]`, or square ones flattened to `[N, H * W]`.
         size: inputs wanted.
         seed: of the random draw.
-        recipe: blend or shift-mix (images), gaussian (any data) or none.
+        recipe: blend or shift-mix (images), gaussian (any numbers), splice (windows of tokens) or none.
         options: of the recipe: `pixels`, `image` (shift-mix, blend), `gaussian_share` (blend).
 
     The recipe belongs in every table that reports a result obtained with it. Raises `ProbeError` for an empty probe
@@ -92,6 +92,7 @@ def shift_mix(
     and mixed with a weight uniform in [0, 1] (mixup, Zhang et al. 2018).
     `image` is `(C, H, W)` of flattened inputs that are not square grey images.
     """
+    _check_numbers(inputs, "shift-mix")
     channels, height, width = image or _image_shape(inputs)
     images = inputs.reshape(len(inputs), channels, height, width)
     reach = max(1, round(min(height, width) / 14)) if pixels is None else pixels
@@ -115,6 +116,7 @@ def shift_mix(
 @recipes.register("gaussian")
 def gaussian(inputs: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
     """Draws from the Gaussian with the probe's mean and covariance, kept within the probe's range per coordinate."""
+    _check_numbers(inputs, "gaussian")
     if len(inputs) < 2:
         raise ProbeError("recipe 'gaussian' needs at least 2 probe samples to measure a covariance")
     flat = inputs.reshape(len(inputs), -1)
@@ -144,6 +146,31 @@ def blend(
     drawn = round(gaussian_share * size) if len(inputs) > 1 else 0
     parts = [shift_mix(inputs, size - drawn, generator, pixels=pixels, image=image)]
     return torch.cat([*parts, *([gaussian(inputs, drawn, generator)] if drawn else [])])
+
+
+@recipes.register("splice")
+def splice(inputs: torch.Tensor, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Windows of tokens: those of the probe `[samples, tokens]`, then beginnings of one with the end of another.
+
+    Where the two are joined is uniform. Continuations are the clients' to judge, so that joints that nobody would
+    write are contexts like others; cutting and pasting is to text what mixing is to images (Yun et al. 2019, CutMix).
+    """
+    if inputs.is_floating_point() or inputs.dim() != 2 or inputs.shape[1] < 2:
+        raise ProbeError(
+            f"recipe 'splice' needs windows [samples, tokens] of at least two token ids, not {inputs.dtype} "
+            f"{list(inputs.shape)}; use gaussian for numbers"
+        )
+    count = max(0, size - len(inputs))
+    first, second = (inputs[torch.randint(len(inputs), (count,), generator=generator)] for _ in range(2))
+    joint = torch.randint(1, inputs.shape[1], (count, 1), generator=generator)
+    return torch.cat([inputs[:size], torch.where(torch.arange(inputs.shape[1]) < joint, first, second)])
+
+
+def _check_numbers(inputs: torch.Tensor, recipe: str) -> None:
+    if not inputs.is_floating_point():
+        raise ProbeError(
+            f"recipe '{recipe}' needs numbers, not {inputs.dtype} {list(inputs.shape)}; recipe 'splice' takes tokens"
+        )
 
 
 def _image_shape(inputs: torch.Tensor) -> tuple[int, int, int]:

@@ -40,7 +40,7 @@ def solve(
         refit: follow with the closed-form refit (methods that require it always do).
         repair: of statistics; on for networks of ten affine layers or more unless said otherwise.
         head: readout target of the refit, one of the task's `heads`, or "none" for the rule's; by default the task's
-            first, or "mean-logits" where the clients give the same answers on the probe (`choose.head_of`).
+            first, or for classes by how far the clients agree on the probe (`choose.head_of`).
         ridge: of the refit, relative to each layer's Gram matrix.
         head_ridge: of the readout; see `refit`.
         steps: of gradient descent on the ensemble's outputs after the refit, on the same inputs.

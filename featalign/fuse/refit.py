@@ -92,7 +92,7 @@ def refit(
         targets: pre-activation targets `[samples, m]` of a layer from the clients' activations, in place of these.
         exact_first: layers that read the input and whose target is a linear map of it are exact already; skip them.
         ridge: relative to the mean diagonal of the Gram matrix.
-        head: one of the task's readout targets (its first by default), or "none" to keep the rule's target.
+        head: one of the task's readout targets (its first by default), or "none" for the rule's.
         statistics: correct batch normalisations by the parents' statistics on the way.
         head_ridge: of the readout. Where answers are right or wrong `HEAD_RIDGE` by default: what counts is the side
             of a boundary, and a readout that follows the targets less closely errs on fewer inputs it has not seen.

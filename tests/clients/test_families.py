@@ -78,6 +78,20 @@ def test_networks_that_unflatten_their_inputs_are_traced(name):
     assert check(trace(module, x), module, x).error <= 1e-5
 
 
+def test_a_stem_of_convolutions_gives_as_many_tokens_as_patches():
+    x = torch.randn(3, 3, 32, 32)
+    for patch in (2, 4, 8):
+        plain = build(models["vit"](patch=patch, width=16, depth=1))
+        stem = build(models["vit"](patch=patch, width=16, depth=1, stem="convolutions")).eval()
+        assert stem.position.shape == plain.position.shape and stem(x).shape == (3, 10)
+        assert stem.embed(x).shape == plain.embed(x).shape
+    assert "stem" not in models["vit"]().to_dict()  # clients cached before it came stay valid
+    with pytest.raises(BadOption, match="power of two"):
+        models["vit"](size=30, patch=6, width=16, stem="convolutions")
+    with pytest.raises(BadOption, match="choices: patches, convolutions"):
+        models["vit"](stem="hybrid")
+
+
 def test_digits_under_another_family_learn():
     digits = data.load("digits")
     config = models["conv1d"].for_dataset(digits, width=16)

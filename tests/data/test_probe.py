@@ -109,6 +109,25 @@ def test_augment_bad_input():
     assert wide.shape == (10, 24)
 
 
+def test_spliced_windows_begin_like_one_and_end_like_another():
+    windows = torch.arange(60).reshape(10, 6)  # every token tells its window and its place
+    found = data.augment(windows, 300, recipe="splice")
+    assert found.shape == (300, 6) and found.dtype == windows.dtype and torch.equal(found[:10], windows)
+    assert torch.equal(found % 6, torch.arange(6).expand(300, 6))  # tokens keep their places
+    sources = found[10:] // 6
+    assert ((sources.diff(dim=1) != 0).sum(1) <= 1).all() and (sources[:, 0] != sources[:, -1]).float().mean() > 0.8
+    joints = (sources.diff(dim=1) != 0).nonzero()[:, 1]
+    assert set(joints.tolist()) == {0, 1, 2, 3, 4}  # anywhere
+    assert torch.equal(data.augment(windows, 4, recipe="splice"), windows[:4])
+    assert torch.equal(found, data.augment(windows, 300, recipe="splice"))
+    for wrong in (torch.rand(5, 6), torch.arange(6), torch.zeros(5, 1, dtype=torch.long)):
+        with pytest.raises(ProbeError, match="windows"):
+            data.augment(wrong, 10, recipe="splice")
+    for recipe in ("gaussian", "shift-mix", "blend"):
+        with pytest.raises(ProbeError, match="splice"):
+            data.augment(windows, 10, recipe=recipe)
+
+
 def test_a_blend_holds_both_kinds_and_is_drawn_alike():
     x = torch.rand(20, 64, generator=torch.Generator().manual_seed(0))
     found = data.augment(x, 100, recipe="blend")

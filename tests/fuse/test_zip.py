@@ -65,6 +65,7 @@ def hooked(groups, heads=4):
 KINDS = {
     "decoder": (DECODER, TOKENS),
     "vit": (ViTConfig(size=8, patch=4, width=8, depth=2, heads=2, hidden=12), PICTURES),
+    "vit-stem": (ViTConfig(size=8, patch=4, width=8, depth=1, heads=2, hidden=12, stem="convolutions"), PICTURES),
     "resnet": (ResNet20Config(width=0.25), PICTURES),
     "conv1d": (Conv1dConfig(width=6, kernels=(3, 5), dilations=(1, 2), blocks=1), PICTURES[:, 0].mT[:, :4]),
     "llama": (llama(4), TOKENS),

@@ -26,7 +26,7 @@ class CompareConfig:
         mixing: weight of the first client in the headline, the others sharing the rest; none means equal weights.
         curve: points of the mixing-weight curve; 0 leaves the curves out.
         augment: recipe that extends the probe for the refit and the feature matching: shift-mix, gaussian, blend of
-            the two, or none.
+            the two, splice (tokens), or none.
         augmented: number of inputs after augmentation.
         head: target of the readout in the refit: one of the task's, none for the rule's, empty for what suits the
             clients (`fuse.solve`).

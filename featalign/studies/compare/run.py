@@ -71,7 +71,7 @@ def compare(
         methods: registered names; None means those that the modules allow and that are on by default.
         mixing: weight of the first client, the others sharing the rest; None means equal weights.
         data: per client, the inputs on which its dictionaries are trained; the probe when not given.
-        augment: recipe of the probe's extension: blend or shift-mix for images, gaussian, or none.
+        augment: recipe of the probe's extension: blend or shift-mix for images, gaussian, splice for tokens, or none.
         names: of the clients; A, B, ... when not given.
         class_counts: `[clients, classes]` label counts, if the server may know them.
         tokenizer: for probes given as strings; its `decode` puts text on the page.
@@ -159,8 +159,8 @@ def _extended(inputs: Inputs, config: CompareConfig, seed: int) -> Inputs | None
     if config.augment == "none":
         return None
     tensor = inputs.tensor
-    if tensor is None or not tensor.is_floating_point():
-        raise ProbeError(f"augment = '{config.augment}' needs one tensor of numbers as probe; leave it at 'none'")
+    if tensor is None:
+        raise ProbeError(f"augment = '{config.augment}' needs one tensor as probe; leave it at 'none'")
     return Inputs.of(extend(tensor, config.augmented, seed, config.augment))
 
 

@@ -32,7 +32,7 @@ class RunSettings:
         probe_kind: public, or drawn from Gaussians of the clients' inputs (synthetic).
         noise: Gaussian, on moments that leave a client, in units of each Gram matrix's mean diagonal.
         repair: of statistics; none as the method decides.
-        head: target of the readout in the refit; none for the task's first.
+        head: target of the readout in the refit; None for what suits the task and the clients (`fuse.choose.head_of`).
         ridge: of the refit, relative to each Gram matrix.
         epochs: of local training in a round.
         batch_size, lr, local_momentum: of local training; none means the family's recipe.
