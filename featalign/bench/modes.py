@@ -31,7 +31,10 @@ ROUNDS: Mapping[str, Mapping[str, Any]] = {
     "moments, readout from sums": {"refit": "moments", "calibrate": True},
 }
 AVERAGE = "weights, position by position"
-ENSEMBLE = "ensemble of all clients"
+ENSEMBLES: Mapping[str, str | None] = {  # by the target of a readout that they say
+    "ensemble of all clients": None,
+    "ensemble of all clients, by evidence": "evidence",
+}
 ONE_SHOT: Mapping[str, Mapping[str, Any]] = {
     AVERAGE: {},
     "Gromov on Gram matrices": {"match": "gromov"},
@@ -73,7 +76,7 @@ def modes(
     import pandas as pd
     from tqdm.auto import tqdm
 
-    known = {*ROUNDS, *ONE_SHOT, ENSEMBLE}
+    known = {*ROUNDS, *ONE_SHOT, *ENSEMBLES}
     if unknown := [name for name in only if name not in known]:
         raise BadOption(f"no mode '{unknown[0]}'; modes: {', '.join(sorted(known))}")
     federation = federation or federation_of(config)
@@ -159,11 +162,15 @@ def _one_shot(
     facts = {"start": "independent", "noise": 0.0}
     for name, given in plans.items():
         yield {"mode": name, **facts, **_row(federation, config, given, engine=engine)}
-    if ENSEMBLE in names:
-        average = _row(federation, config, ONE_SHOT[AVERAGE], engine=engine)
-        shown: dict[str, Any] = {key: average[key] for key in ("kinds", "kB up", "why not") if key in average}
-        value = {} if "why not" in average else {"value": _ensemble(federation, list(engine.kept.values()))}
-        yield {"mode": ENSEMBLE, **facts, **shown, **value}
+    combined = {name: head for name, head in ENSEMBLES.items() if name in names}
+    average = _row(federation, config, ONE_SHOT[AVERAGE], engine=engine) if combined else {}
+    shown: dict[str, Any] = {key: average[key] for key in ("kinds", "kB up", "why not") if key in average}
+    for name, head in combined.items():
+        if head is not None and head not in federation.task.heads:
+            yield {"mode": name, **facts, "why not": f"task '{federation.task.name}' has no head '{head}'"}
+            continue
+        value = {} if "why not" in average else {"value": _ensemble(federation, list(engine.kept.values()), head)}
+        yield {"mode": name, **facts, **shown, **value}
 
 
 class _Once(InProcess):
@@ -186,8 +193,8 @@ class _Once(InProcess):
         return replace(report, moments={name: report.moments[name] for name in wanted if wanted[name] in order.wants})
 
 
-def _ensemble(federation: Federation, reports: Sequence[Report]) -> float:
-    """Headline metric of all clients' networks together, weighed by samples."""
+def _ensemble(federation: Federation, reports: Sequence[Report], head: str | None) -> float:
+    """Headline metric of all clients' networks together, weighed by samples, as the task combines or by a head."""
     from featalign.clients import Ensemble, evaluate
 
     members = []
@@ -196,7 +203,8 @@ def _ensemble(federation: Federation, reports: Sequence[Report]) -> float:
         members[-1].load_state_dict(report.weights)
     total = sum(report.statistics["samples"] for report in reports)
     weights = [report.statistics["samples"] / total for report in reports]
-    scores = evaluate(Ensemble(members, weights, federation.task), federation.evaluation, federation.task)
+    together = Ensemble(members, weights, federation.task, head=head)
+    scores = evaluate(together, federation.evaluation, federation.task)
     return scores[federation.task.metric.name]
 
 

@@ -17,7 +17,7 @@ from featalign.fuse.readout import AGREED, readout_target
 from featalign.spaces.capture import evaluating, kept, units_last
 
 BATCH = 64
-RATE = 2e-3  # of Adam, falling to zero by a cosine
+RATE = 4e-3  # of Adam, falling to zero by a cosine
 HELD = 50_000_000  # targets kept in memory; beyond it the clients are run for every batch
 
 
