@@ -41,6 +41,7 @@ ONE_SHOT: Mapping[str, Mapping[str, Any]] = {
     "Gromov on Gram matrices, refit from moments": {"match": "gromov", "refit": "moments"},
     "public probe, aligned and refitted": {"fuse": "ot-acts", "refit": True},
     "public probe, zip": {"fuse": "zip"},
+    "public probe, zip and refit": {"fuse": "zip", "refit": True},
     "public probe, zip, readout from sums": {"fuse": "zip", "calibrate": True},
 }
 COLUMNS = [

@@ -18,6 +18,7 @@ from featalign.errors import BadOption
 from featalign.federated.federation import Federation
 from featalign.federated.messages import Report, State
 from featalign.fuse import METHODS, FusionProblem, solve
+from featalign.fuse.choose import head_of
 from featalign.fuse.moments import INPUTS, gromov_alignments, moment_refit, synthetic_probe
 from featalign.fuse.rule import apply_rule
 from featalign.options import check
@@ -121,9 +122,11 @@ def fuse_reports(
         if moments:
             moment_refit(problem, module, alignments, told, fusing.ridge)
         return _in_layout(federation, problem.cohort.restore(module))
+    regressed = bool(fusing.refit) and not moments
+    head = head_of(problem, again=True) if shared and regressed and fusing.head is None else fusing.head
     result = solve(
-        problem, fusing.method, refit=bool(fusing.refit) and not moments, repair=False if moments else fusing.repair,
-        head=fusing.head, ridge=fusing.ridge, **fusing.options,
+        problem, fusing.method, refit=regressed, repair=False if moments else fusing.repair, head=head,
+        ridge=fusing.ridge, **fusing.options,
     )  # fmt: skip
     if moments:
         sent = [report.moments for report in reports] + [{}] * with_server

@@ -65,18 +65,20 @@ def agreement(problem: FusionProblem) -> float:
     return problem.memory.get("agreement", (*cohort.modules, cohort.probe), make)
 
 
-def head_of(problem: FusionProblem) -> str:
+def head_of(problem: FusionProblem, again: bool = False) -> str:
     """The readout target for what the clients know, by how far they agree on the probe.
 
     Clients that give the same answers know the same, and their mean logits are the better target. Where they differ, a
-    client that never saw a class would veto it: the evidence lets those speak who know inputs of that kind.
+    client that never saw a class would veto it: the evidence lets those speak who know inputs of that kind. `again`
+    says that clients go on from the fused network, round after round: evidence would make it surer every time, until it
+    knows one answer only, so that the task's first target, which is bounded, is taken in its place.
     """
     task = problem.cohort.task
     if not answers(task):
         return task.heads[0]
     if "mean-logits" in task.heads and agreement(problem) >= AGREE:
         return "mean-logits"
-    return "evidence" if "evidence" in task.heads else task.heads[0]
+    return "evidence" if "evidence" in task.heads and not again else task.heads[0]
 
 
 def _distances(cohort: Cohort, mixing: Sequence[float], modules: Sequence[nn.Module], inputs: Inputs) -> list[float]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from featalign.bench.modes import AVERAGE, ENSEMBLE, modes, summary
+from featalign.bench.modes import AVERAGE, ENSEMBLES, modes, summary
 from featalign.clients import Ensemble, TrainConfig, evaluate
 from featalign.clients.cohort import Cohort
 from featalign.clients.families.mlp import MLPConfig
@@ -18,6 +18,7 @@ from featalign.spaces import trace
 from featalign.studies.federate import FederateConfig
 from tests.federated.conftest import blobs, net, small
 
+ENSEMBLE = next(iter(ENSEMBLES))
 CALIBRATED = ("vanilla", {"calibrate": True})
 
 
@@ -55,6 +56,19 @@ def test_calibration_mends_the_readout_of_clients_with_one_class_each():
     assert (mended["bytes_down"] == 2 * plain["bytes_down"]).all()
     moments = 8 * 4 * (13 + 8) ** 2  # of eight clients: twelve units and a bias beside eight labels
     assert (mended["bytes_up"] - plain["bytes_up"] - moments == 8 * 8 * 2).all()
+
+
+@pytest.mark.parametrize(("start", "head"), [("shared", "log-mixture"), ("independent", "evidence")])
+def test_evidence_is_for_one_shot_as_it_sharpens_what_goes_round(start, head):
+    data = [(x[y == k], y[y == k]) for k, (x, y) in enumerate(blobs(3, 60))]
+    recipe, model = TrainConfig(epochs=8, batch_size=16, lr=0.1), MLPConfig(6, (12,), 3)
+    probe = torch.cat([x for x, _ in blobs(2, seed=5)])
+    federation = Federation.gather(data, model, probe, blobs(1, 200, seed=9)[0], recipe=recipe)
+    found, named = (
+        run(federation, 1, fuse=("vanilla", {"refit": True, **given}), start=start, progress=False).module
+        for given in ({}, {"head": head})
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found.parameters(), named.parameters()))
 
 
 def test_masked_sums_are_the_sums_and_a_message_alone_is_noise():

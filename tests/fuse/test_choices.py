@@ -46,6 +46,7 @@ def test_the_readout_target_follows_what_the_clients_agree_on(probe):
     assert agreement(same) == 1 and head_of(same) == "mean-logits"
     apart = vetoing(probe)
     assert agreement(apart) < 0.9 and head_of(apart) == "evidence"
+    assert head_of(apart, again=True) == "log-mixture" and head_of(same, again=True) == "mean-logits"
     named = solve(apart, "zip", refit=True, head="evidence").module
     assert torch.equal(outputs(solve(apart, "zip", refit=True).module, probe), outputs(named, probe))
 
@@ -90,7 +91,8 @@ def test_gradient_steps_come_nearer_to_the_ensemble_and_are_counted(probe):
 
 def task_loss(problem, module, x):
     task, told = problem.cohort.task, [outputs(client, x) for client in problem.clients]
-    return float(task.head_loss(outputs(module, x).double(), task.head_target(told, problem.mixing)).mean())
+    wanted = task.head_target(told, problem.mixing, head=head_of(problem))
+    return float(task.head_loss(outputs(module, x).double(), wanted).mean())
 
 
 def test_the_reference_is_the_client_nearest_to_all_of_them(probe):
