@@ -129,7 +129,7 @@ def reduced(
                 if members is not None and bool((order[low:high].diff() != 1).any()):
                     gauge[members.name] = torch.eye(members.size, dtype=torch.float64)[order[low:high]]
         else:
-            shared = sum(gram.columns(chosen) for gram in pool.grams.values())
+            shared = torch.stack([gram.columns(chosen) for gram in pool.grams.values()]).sum(0)
         maps[space.name] = _picked(problem, pool, shared, chosen)
         origins[space.name] = [int(((chosen >= low) & (chosen < high)).sum()) for low, high in parts]
     held = {space.name for space in found.inner}
@@ -358,7 +358,7 @@ def _by_head(pool: Pool, chosen: torch.Tensor, members: int) -> tuple[torch.Tens
     are most like those of one that was.
     """
     count = pool.offsets[-1]
-    gram = sum(each.whole() for each in pool.grams.values())
+    gram: Any = sum(each.whole() for each in pool.grams.values())
     gram = gram.reshape(count, members, -1, count, members, pool.rest // members).diagonal(dim1=2, dim2=5).sum(-1)
     order = torch.arange(members).repeat(count, 1)
     if members > 1:

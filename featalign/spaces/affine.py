@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -140,8 +140,10 @@ class _Shifts:
         kernel, dilation, self.stride = _geometry(layer)
         self.padded = _padded(layer, inputs).double()  # [N, C, H, W]
         self.channels = self.padded.shape[1]
-        sizes = self.padded.shape[2:]
-        self.out = tuple((s - d * (k - 1) - 1) // t + 1 for s, k, d, t in zip(sizes, kernel, dilation, self.stride))
+        high, wide = (
+            (s - d * (k - 1) - 1) // t + 1 for s, k, d, t in zip(self.padded.shape[2:], kernel, dilation, self.stride)
+        )
+        self.out = (high, wide)
         self.offsets = [(y * dilation[0], x * dilation[1]) for y in range(kernel[0]) for x in range(kernel[1])]
         self.count = inputs.shape[0] * self.out[0] * self.out[1]
 
@@ -208,12 +210,12 @@ def _tiles(
     """
     cuts = [sorted({edge for start in starts for edge in (start[k], start[k] + out[k])}) for k in (0, 1)]
     alike: dict[tuple[int, int], list[tuple[tuple[int, int], list[bool]]]] = defaultdict(list)
-    for (top, bottom), (left, right) in product(*(zip(edges, edges[1:]) for edges in cuts)):
+    for (top, bottom), (left, right) in product(*(pairwise(edges) for edges in cuts)):
         held = [y <= top and bottom <= y + out[0] and x <= left and right <= x + out[1] for y, x in starts]
         if any(held):
             alike[bottom - top, right - left].append(((top, left), held))
     found = []
     for size, tiles in alike.items():
-        corners, held = zip(*tiles)
-        found.append((torch.tensor(corners), size, torch.tensor(held).T))
+        corners, holders = zip(*tiles)
+        found.append((torch.tensor(corners), size, torch.tensor(holders).T))
     return found
