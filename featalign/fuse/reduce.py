@@ -35,7 +35,7 @@ from featalign.spaces.capture import fitting_batch, kept, stream, units_last
 from featalign.spaces.graph import Axis, Site, Space, Symmetry
 
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
-FAINT_ROWS = 2048  # from so many rows, whatever the batches
+FAINT_ROWS = 2048  # from so many rows, whatever the batches; of pools beyond `POOL` from fewer in proportion
 POOL = 1024  # units up to which a choice is made on all refit inputs
 Maps = dict[str, tuple[SpaceMap, ...]]
 
@@ -284,7 +284,8 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str
 def _enough(problem: FusionProblem, pool: int, width: int) -> Inputs:
     """Inputs on which units are chosen: all, or so few of them that a pool of many clients stays affordable.
 
-    Gram matrices cost the square of the pool; four inputs for every unit of the fused space tell units apart.
+    Every second moment that is looked at costs as much as there are inputs, in a pool that grows with the clients; four
+    inputs for every unit of the fused space tell units apart.
     """
     inputs = problem.cohort.refit_inputs
     if pool <= POOL or not inputs.sized:
