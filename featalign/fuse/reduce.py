@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from featalign.align.activations import Held
 from featalign.align.heads import Heads, attention_layers
 from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
-from featalign.align.pool import reading_map, select_columns, select_groups
+from featalign.align.pool import Cross, Gram, reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
 from featalign.errors import BadOption
@@ -35,7 +35,7 @@ from featalign.spaces.capture import fitting_batch, kept, stream, units_last
 from featalign.spaces.graph import Axis, Site, Space, Symmetry
 
 FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart units that are silent on the probe
-FAINT_ROWS = 2048  # from so many rows, whatever the batches
+FAINT_ROWS = 2048  # from so many rows, whatever the batches; of pools beyond `POOL` from fewer in proportion
 POOL = 1024  # units up to which a choice is made on all refit inputs
 Maps = dict[str, tuple[SpaceMap, ...]]
 
@@ -122,14 +122,15 @@ def reduced(
     for space in (*found.selected, *(layer.heads for layer in found.heads)):
         pool = pools[space.name]
         chosen, parts = _chosen(problem, pool, sizes[space.name]), list(pairwise(pool.offsets))
-        gram = pool.gram
         if space.name in attention:
             members = attention[space.name].members
-            gram, order = _by_head(pool, chosen, 1 if members is None else members.size)
+            shared, order = _by_head(pool, chosen, 1 if members is None else members.size)
             for gauge, (low, high) in zip(gauges, parts):
                 if members is not None and bool((order[low:high].diff() != 1).any()):
                     gauge[members.name] = torch.eye(members.size, dtype=torch.float64)[order[low:high]]
-        maps[space.name] = _picked(problem, pool, gram, chosen)
+        else:
+            shared = torch.stack([gram.columns(chosen) for gram in pool.grams.values()]).sum(0)
+        maps[space.name] = _picked(problem, pool, shared, chosen)
         origins[space.name] = [int(((chosen >= low) & (chosen < high)).sum()) for low, high in parts]
     held = {space.name for space in found.inner}
     maps = {name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()}
@@ -159,26 +160,16 @@ def _same(problem: FusionProblem, space: Space) -> tuple[SpaceMap, ...]:
 
 
 @dataclass
-class Stage:
-    """Second moments `[pool, pool]` of what one map reads, and with what is wanted of it, `[pool, targets]`."""
-
-    gram: Any = 0
-    cross: Any = 0
-
-
-@dataclass
 class Pool:
-    """Units (or heads, `rest` numbers each) of all clients, by the maps that read them."""
+    """Units (or heads, `rest` numbers each) of all clients: moments of what each map reads, and with what it wants.
+
+    Those of units have a faint trace of pre-activations.
+    """
 
     offsets: tuple[int, ...]
     rest: int = 1
-    stages: dict[str, Stage] = field(default_factory=dict)
-    faint: Any = 0
-
-    @property
-    def gram(self) -> torch.Tensor:
-        """Second moments over all stages, with a faint trace of pre-activations."""
-        return sum(stage.gram for stage in self.stages.values()) + self.faint  # type: ignore[no-any-return]
+    grams: dict[str, Gram] = field(default_factory=dict)
+    crosses: dict[str, Cross] = field(default_factory=dict)
 
 
 def _stream(problem: FusionProblem, sites: Sequence[Site], inputs: Inputs | None = None) -> Any:
@@ -264,10 +255,11 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str
         pools[space.name] = Pool(tuple(torch.tensor([0, *sizes]).cumsum(0).tolist()))
     sites = list(dict.fromkeys(s for space in spaces for w, _ in found.readers[space.name] for s in (w.reads, w.own)))
     before = {space.name: space.before for space in found.selected if space.pre is not None and space.pre.paired}
-    chosen_on = _enough(problem, max(pool.offsets[-1] for pool in pools.values()), max(picked.values()))
+    largest = max(pool.offsets[-1] for pool in pools.values())
+    chosen_on = _enough(problem, largest, max(picked.values()))
     parts = (*problem.clients, problem.cohort.refit_inputs, len(chosen_on) if chosen_on.sized else 0)
-    grams: dict[str, dict[str, Any]] = problem.memory.get("pools", parts, dict)  # the same at all mixing weights
-    known, left = set(grams), dict.fromkeys(before, FAINT_ROWS)
+    grams: dict[str, dict[str, Gram]] = problem.memory.get("pools", parts, dict)  # the same at all mixing weights
+    known, left = set(grams), dict.fromkeys(before, round(FAINT_ROWS * min(1.0, POOL / largest)))
     for batch, held, outputs in _stream(problem, list(dict.fromkeys([*sites, *before.values()])), chosen_on):
         for space in spaces:
             pool, picks_heads = pools[space.name], space in heads
@@ -276,16 +268,15 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str
                 pool.rest = units[0].shape[2] if picks_heads else 1
                 joint = torch.cat([u.flatten(1) if picks_heads else _samples(u) for u in units], 1)
                 wanted = _wanted(problem, space, writer, batch, held, outputs, units, maps)
-                stage = pool.stages.setdefault(writer.name, Stage())
-                stage.cross = stage.cross + joint.T @ wanted
+                pool.crosses.setdefault(writer.name, Cross(exact=picks_heads)).add(joint, wanted)
                 if space.name not in known:
-                    mine = grams.setdefault(space.name, {})
-                    mine[writer.name] = mine.get(writer.name, 0) + joint.T @ joint
-                stage.gram = grams[space.name][writer.name]
-            if space.name in before and left[space.name]:
+                    grams.setdefault(space.name, {}).setdefault(writer.name, Gram()).add(joint)
+            pool.grams = grams[space.name]
+            if space.name in before and space.name not in known and left[space.name]:
                 shown = [h[problem.graphs[k][space.name].before] for k, h in enumerate(held)]
                 faint = torch.cat([part[: left[space.name]] for part in shown], 1).double()
-                pool.faint = pool.faint + FAINT * faint.T @ faint
+                for gram in pool.grams.values():
+                    gram.add(FAINT**0.5 * faint)
                 left[space.name] -= len(faint)
     return pools
 
@@ -293,7 +284,8 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str
 def _enough(problem: FusionProblem, pool: int, width: int) -> Inputs:
     """Inputs on which units are chosen: all, or so few of them that a pool of many clients stays affordable.
 
-    Gram matrices cost the square of the pool; four inputs for every unit of the fused space tell units apart.
+    Every second moment that is looked at costs as much as there are inputs, in a pool that grows with the clients; four
+    inputs for every unit of the fused space tell units apart.
     """
     inputs = problem.cohort.refit_inputs
     if pool <= POOL or not inputs.sized:
@@ -352,26 +344,23 @@ def _chosen(problem: FusionProblem, pool: Pool, count: int) -> torch.Tensor:
     active = torch.nonzero(weights > 0).ravel()
     if len(active) < count:
         active = torch.arange(len(weights))
+    grams, crosses = list(pool.grams.values()), [cross.moments for cross in pool.crosses.values()]
+    if pool.rest == 1:
+        return torch.as_tensor(select_columns(grams, crosses, count, active)).sort().values
     columns = (active[:, None] * pool.rest + torch.arange(pool.rest)).flatten()
-    grams = [stage.gram[columns][:, columns] for stage in pool.stages.values()]
-    crosses = [stage.cross[columns] for stage in pool.stages.values()]
-    if isinstance(pool.faint, torch.Tensor):
-        grams = [gram + pool.faint[columns][:, columns] for gram in grams]
-    if pool.rest > 1:
-        picked = select_groups(grams[0], crosses[0], count, pool.rest)
-    else:
-        picked = select_columns(grams, crosses, count)
+    picked = select_groups(grams[0].whole()[columns][:, columns], crosses[0][columns], count, pool.rest)
     return active[torch.as_tensor(picked)].sort().values
 
 
 def _by_head(pool: Pool, chosen: torch.Tensor, members: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Second moments `[heads, heads]`, one number for two heads, and the order `[heads, members]` of what is in them.
+    """Second moments `[heads, chosen]`, one number for two heads, and the order `[heads, members]` of what is in them.
 
     Query heads within a group may stand in any order: those of a group that was not chosen take the order in which they
     are most like those of one that was.
     """
     count = pool.offsets[-1]
-    gram = pool.gram.reshape(count, members, -1, count, members, pool.rest // members).diagonal(dim1=2, dim2=5).sum(-1)
+    gram: Any = sum(each.whole() for each in pool.grams.values())
+    gram = gram.reshape(count, members, -1, count, members, pool.rest // members).diagonal(dim1=2, dim2=5).sum(-1)
     order = torch.arange(members).repeat(count, 1)
     if members > 1:
         energy = torch.stack([gram[group, :, group].trace() for group in chosen]).clamp_min(1e-300)
@@ -382,12 +371,12 @@ def _by_head(pool: Pool, chosen: torch.Tensor, members: int) -> tuple[torch.Tens
             order[group] = orders[int((torch.stack(alike).square() / energy).argmax())]
     groups = torch.arange(count)[:, None]
     ordered = gram[groups, order][:, :, groups, order]
-    return ordered.diagonal(dim1=1, dim2=3).sum(-1), order
+    return ordered.diagonal(dim1=1, dim2=3).sum(-1)[:, chosen], order
 
 
-def _picked(problem: FusionProblem, pool: Pool, gram: torch.Tensor, chosen: torch.Tensor) -> tuple[SpaceMap, ...]:
-    """Out-maps that pick, in-maps that read what was not picked from what was, by second moments `[pool, pool]`."""
-    reading = reading_map(gram, chosen)
+def _picked(problem: FusionProblem, pool: Pool, shared: torch.Tensor, chosen: torch.Tensor) -> tuple[SpaceMap, ...]:
+    """Out-maps that pick, in-maps that read what was not picked from what was, by second moments `[pool, chosen]`."""
+    reading = reading_map(shared, chosen)
     maps = []
     for weight, (low, high) in zip(problem.mixing, pairwise(pool.offsets)):
         rows = torch.nonzero((chosen >= low) & (chosen < high)).ravel()

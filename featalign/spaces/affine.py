@@ -6,8 +6,8 @@ Linear layers, convolutions without groups (rows are patches) and the transposed
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from itertools import product
+from functools import lru_cache
+from itertools import pairwise, product
 from typing import Any
 
 import torch
@@ -140,20 +140,26 @@ class _Shifts:
         kernel, dilation, self.stride = _geometry(layer)
         self.padded = _padded(layer, inputs).double()  # [N, C, H, W]
         self.channels = self.padded.shape[1]
-        sizes = self.padded.shape[2:]
-        self.out = tuple((s - d * (k - 1) - 1) // t + 1 for s, k, d, t in zip(sizes, kernel, dilation, self.stride))
+        high, wide = (
+            (s - d * (k - 1) - 1) // t + 1 for s, k, d, t in zip(self.padded.shape[2:], kernel, dilation, self.stride)
+        )
+        self.out = (high, wide)
         self.offsets = [(y * dilation[0], x * dilation[1]) for y in range(kernel[0]) for x in range(kernel[1])]
         self.count = inputs.shape[0] * self.out[0] * self.out[1]
 
-    def window(self, phase: tuple[int, ...], start: tuple[int, ...], size: tuple[int, ...]) -> torch.Tensor:
-        """`[N, C, size]` of one stride phase from a start; not copied where it is one row."""
+    def windows(self, phase: tuple[int, int], starts: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """`[T, N, C, size]` of one stride phase from T starts; one row from one start is not copied."""
         cut = self.padded[:, :, phase[0] :: self.stride[0], phase[1] :: self.stride[1]]
-        return cut[:, :, start[0] : start[0] + size[0], start[1] : start[1] + size[1]].flatten(2)
+        if len(starts) == 1:
+            y, x = starts[0].tolist()
+            return cut[None, :, :, y : y + size[0], x : x + size[1]].flatten(3)
+        every = cut.unfold(2, size[0], 1).unfold(3, size[1], 1)
+        return every[:, :, starts[:, 0], starts[:, 1]].movedim(2, 0).flatten(3)
 
     def at(self, offset: tuple[int, int]) -> torch.Tensor:
         """`[N, C, positions]` that one kernel position multiplies."""
         phase, start = self.split(offset)
-        return self.window(phase, start, self.out)
+        return self.windows(phase, torch.tensor([start]), self.out)[0]
 
     def split(self, offset: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Stride phase of an offset and where it starts in it."""
@@ -173,8 +179,8 @@ class _Shifts:
 
     def gram(self) -> torch.Tensor:
         """`[C * kernel, C * kernel]`, one sweep over the input for every distance between kernel positions."""
-        count = len(self.offsets)
-        result = self.padded.new_zeros(self.channels, count, self.channels, count)
+        count, channels = len(self.offsets), self.channels
+        result = self.padded.new_zeros(count, count, channels, channels)
         groups: dict[Any, list[tuple[int, int]]] = defaultdict(list)
         for a in range(count):
             for b in range(a, count):
@@ -182,27 +188,34 @@ class _Shifts:
                 lag = (start_b[0] - start_a[0], start_b[1] - start_a[1])
                 groups[phase_a, phase_b, lag].append((a, b))
         for (phase_a, phase_b, lag), pairs in groups.items():
-            starts = [self.split(self.offsets[a])[1] for a, _ in pairs]
-            totals = [result.new_zeros(self.channels, self.channels) for _ in pairs]
-            for start, size, members in self.tiles(starts):
-                left = self.window(phase_a, start, size)
-                right = self.window(phase_b, (start[0] + lag[0], start[1] + lag[1]), size)
-                part = (left @ right.transpose(1, 2)).sum(0)
-                for k in members:
-                    totals[k] += part
-            for (a, b), total in zip(pairs, totals):
-                result[:, a, :, b] = total
-                result[:, b, :, a] = total.T
-        return result.flatten(2).flatten(0, 1)
+            first, second = torch.tensor(pairs).T
+            total = result.new_zeros(len(pairs), channels**2)
+            starts = tuple(self.split(self.offsets[a])[1] for a, _ in pairs)
+            for corners, size, held in _tiles(starts, self.out):
+                left = self.windows(phase_a, corners, size)
+                right = self.windows(phase_b, corners + torch.tensor(lag), size)
+                total += held.to(total) @ (left @ right.mT).sum(1).flatten(1)
+            result[first, second] = total.unflatten(1, (channels, channels))
+            result[second, first] = total.unflatten(1, (channels, channels)).mT
+        return result.permute(2, 0, 3, 1).flatten(2).flatten(0, 1)
 
-    def tiles(self, starts: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple[int, int], list[int]]]:
-        """Rectangles (start, size) that the windows from these starts are made of, with the windows that hold them."""
-        cuts = [sorted({edge for s in starts for edge in (s[k], s[k] + self.out[k])}) for k in (0, 1)]
-        for (top, bottom), (left, right) in product(zip(cuts[0], cuts[0][1:]), zip(cuts[1], cuts[1][1:])):
-            members = [
-                k
-                for k, (y, x) in enumerate(starts)
-                if y <= top and bottom <= y + self.out[0] and x <= left and right <= x + self.out[1]
-            ]
-            if members:
-                yield (top, left), (bottom - top, right - left), members
+
+@lru_cache(256)
+def _tiles(
+    starts: tuple[tuple[int, int], ...], out: tuple[int, int]
+) -> list[tuple[torch.Tensor, tuple[int, int], torch.Tensor]]:
+    """Rectangles that the windows of size `out` from these starts are made of, those of one size together.
+
+    Their corners `[T, 2]`, their size, and which window holds which `[windows, T]`.
+    """
+    cuts = [sorted({edge for start in starts for edge in (start[k], start[k] + out[k])}) for k in (0, 1)]
+    alike: dict[tuple[int, int], list[tuple[tuple[int, int], list[bool]]]] = defaultdict(list)
+    for (top, bottom), (left, right) in product(*(pairwise(edges) for edges in cuts)):
+        held = [y <= top and bottom <= y + out[0] and x <= left and right <= x + out[1] for y, x in starts]
+        if any(held):
+            alike[bottom - top, right - left].append(((top, left), held))
+    found = []
+    for size, tiles in alike.items():
+        corners, holders = zip(*tiles)
+        found.append((torch.tensor(corners), size, torch.tensor(holders).T))
+    return found

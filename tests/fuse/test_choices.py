@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from featalign import fuse
+from featalign.align.pool import Gram
 from featalign.clients import Cohort
 from featalign.clients.families.resnet import ResNet20Config
 from featalign.data import Inputs
@@ -160,3 +161,20 @@ def test_units_of_many_clients_are_chosen_on_fewer_inputs_and_all_the_same(probe
     assert max(seen) == 4 * 16 < len(probe)
     want = outputs(clients[2], probe)
     assert float((outputs(found, probe) - want).abs().max()) <= 1e-4 * float(want.abs().max())
+
+
+def test_units_of_many_clients_are_the_same_by_rows_as_by_their_second_moments(probe, monkeypatch):
+    clients, rows = [network(seed=seed) for seed in range(6)], probe[:20]  # fewer inputs than candidates
+    found = solve(problem_of(clients, rows), "zip")
+    looked = []
+
+    def added(gram, units):
+        looked.append(len(units) < units.shape[1])
+        gram._whole = units.T @ units if gram._whole is None else gram._whole + units.T @ units
+
+    monkeypatch.setattr(Gram, "add", added)
+    whole = solve(problem_of(clients, rows), "zip")
+    assert all(looked)
+    assert found.notes["units_from_client"] == whole.notes["units_from_client"]
+    want = outputs(whole.module, probe)
+    assert float((outputs(found.module, probe) - want).abs().max()) <= 1e-4 * float(want.abs().max())

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
 from featalign.align.activations import Held
 from featalign.align.maps import Alignment, SpaceMap
-from featalign.align.pool import reading_map, select_columns
+from featalign.align.pool import Cross, Gram, reading_map, select_columns
 from featalign.errors import BadOption
 from featalign.fuse.choose import head_of
 from featalign.fuse.methods.registry import Proposal, fusion_method
@@ -35,13 +35,13 @@ class Pool:
     """Units of all clients for one space: of each client its neurons, then its latents.
 
     Attributes:
-        gram: uncentred second moments `[pool, pool]`, float64.
+        gram: uncentred second moments `[pool, pool]`, float64, with a faint trace of pre-activations.
         cross: with what the next layers read, `[pool, targets]`.
         offsets: where each client's part of the pool begins, and its end.
         neurons: how many of each part are neurons.
     """
 
-    gram: torch.Tensor
+    gram: Gram
     cross: torch.Tensor
     offsets: tuple[int, ...]
     neurons: tuple[int, ...]
@@ -119,16 +119,15 @@ def _chosen(problem: FusionProblem, pool: Pool, count: int, neurons: bool) -> to
     Clients of weight zero are left out while the others have enough: a client's dictionary may be narrower than the
     layer.
     """
-    weights = torch.empty(len(pool.gram))
-    allowed = torch.ones(len(pool.gram), dtype=torch.bool)
+    weights = torch.empty(pool.offsets[-1])
+    allowed = torch.ones(pool.offsets[-1], dtype=torch.bool)
     for weight, (low, high), own in zip(problem.mixing, pairwise(pool.offsets), pool.neurons):
         weights[low:high] = weight
         allowed[low : low + own] = neurons
     active = torch.nonzero(allowed & (weights > 0)).ravel()
     if len(active) < count:
         active = torch.nonzero(allowed).ravel()
-    picked = select_columns(pool.gram[active][:, active], pool.cross[active], count)
-    return active[torch.as_tensor(picked)].sort().values
+    return torch.as_tensor(select_columns([pool.gram], [pool.cross], count, active)).sort().values
 
 
 def _maps(problem: FusionProblem, name: str, pool: Pool, chosen: torch.Tensor) -> tuple[SpaceMap, ...]:
@@ -136,7 +135,7 @@ def _maps(problem: FusionProblem, name: str, pool: Pool, chosen: torch.Tensor) -
 
     Offsets of latents are folded where the layer has a bias; elsewhere the refit makes up for them.
     """
-    reading = reading_map(pool.gram, chosen, READING)
+    reading = reading_map(pool.gram.columns(chosen), chosen, READING)
     biased = any(axis.parameter.endswith("bias") for axis in problem.graph[name].writers)
     maps = []
     for weight, (low, high), own, basis in zip(
@@ -162,9 +161,9 @@ def _pools(problem: FusionProblem) -> dict[str, Pool]:
     """
     spaces = problem.graph.hidden
     bases = [basis for found in problem.transcoders.values() for basis in found]
-    grams: dict[str, Any] = problem.memory.get("pool", (problem.activations, *bases), dict)
+    grams: dict[str, Gram] = problem.memory.get("pool", (problem.activations, *bases), dict)
     known, left = set(grams), {space.name: FAINT_ROWS for space in spaces}
-    cross: dict[str, Any] = {}
+    crosses = {space.name: Cross() for space in spaces}
     offsets: dict[str, tuple[int, ...]] = {}
     readouts = {writer.name for writer in problem.writers if writer.readout}
     for _, held, outputs in problem.activations:
@@ -176,12 +175,14 @@ def _pools(problem: FusionProblem) -> dict[str, Pool]:
             if space.name not in known:
                 faint = torch.cat(pre, dim=1)[: left[space.name]].double()  # tells silent units apart
                 left[space.name] -= len(faint)
-                grams[space.name] = grams.get(space.name, 0) + pool.T @ pool + FAINT * faint.T @ faint
-            cross[space.name] = cross.get(space.name, 0) + pool.T @ target.double()
+                gram = grams.setdefault(space.name, Gram())
+                gram.add(pool)
+                gram.add(FAINT**0.5 * faint)
+            crosses[space.name].add(pool, target.double())
             sizes = torch.tensor([0, *(part.shape[1] for part in parts)])
             offsets[space.name] = tuple(sizes.cumsum(0).tolist())
     neurons = {space.name: tuple(graph[space.name].size for graph in problem.graphs) for space in spaces}
-    return {s.name: Pool(grams[s.name], cross[s.name], offsets[s.name], neurons[s.name]) for s in spaces}
+    return {s.name: Pool(grams[s.name], crosses[s.name].moments, offsets[s.name], neurons[s.name]) for s in spaces}
 
 
 def _wanted(
