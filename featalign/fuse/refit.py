@@ -3,8 +3,9 @@
 Each map is regressed, from what it receives in the network *already fused below it*, to what is still missing where its
 output lands: `argmin |X D^T - (T - S)|^2 + ridge |D|^2`, `D` the change of the weight, `S` what the fused network holds
 there and `T` what the clients say it should. Behind a sum (a residual stream) `S` is the whole stream so far, so that
-later layers mend the errors of earlier ones. Only second moments are accumulated. Batch normalisations on the way have
-their statistics corrected before anything above them is solved, unless the method brings its own.
+later layers mend the errors of earlier ones. Only second moments are accumulated, and a sample for readouts that a loss
+is fitted by from there (`readout`). Batch normalisations on the way have their statistics corrected before anything
+above them is solved, unless the method brings its own.
 """
 
 from __future__ import annotations
