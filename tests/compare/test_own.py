@@ -84,7 +84,7 @@ def test_one_network_and_no_hidden_space(count, tmp_path):
     result = fa.compare(modules, x, (x, x[:, :3].argmax(1)), progress=False, out=tmp_path / "r")
     page = (tmp_path / "r" / "report.html").read_text()
     assert ("nothing to align or to fuse" if count == 1 else "no hidden space") in page
-    assert len(result.to_frame()) == (1 if count == 1 else 10)
+    assert len(result.to_frame()) == (1 if count == 1 else 11)
     assert fa.load(tmp_path / "r").frames["scores"].equals(result.frames["scores"])
 
 

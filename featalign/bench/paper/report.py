@@ -18,8 +18,9 @@ Singh and Jaggi, *Model Fusion via Optimal Transport* (2020), experiment by expe
 `featalign bench paper report {folder}` from the files of the commands below; nothing is typed in.
 `vanilla` averages weights as they are; `OT` aligns by transport first (the paper's methods, by activations or by
 weights); `refitted` regresses every layer on unlabelled inputs, in closed form but for a readout that is fitted to what
-the networks say together; `zip` reduces the units of all to the original width, then refits. The last column is the mean seconds of one fusion by the clock, alignment included,
-as the machine was: shared with other work, many times what a quiet one takes.
+the networks say together; `zip` reduces the units of all to the original width, then refits. The last column is the
+mean seconds of one fusion by the clock, alignment included, as the machine was: shared with other work, many times what
+a quiet one takes.
 """
 WIDEST = 11  # abscissae in a table; of more, the ends and evenly spaced ones are shown
 
