@@ -53,7 +53,8 @@ def augment(inputs: torch.Tensor, size: int, seed: int = 0, recipe: str = "shift
     """`[size, ...]` inputs made from a probe `[samples, ...]`, by a named recipe.
 
     Args:
-        inputs: the probe; images as `[N, C, H, W]`, `[N, H, W]`, or square ones flattened to `[N, H * W]`.
+        inputs: the probe; images as `[N, C, H, W]`, `[N, H, W]`, or square ones flattened to `[N, H * W]`; windows of
+            tokens as `[N, tokens]`, whole numbers.
         size: inputs wanted.
         seed: of the random draw.
         recipe: blend or shift-mix (images), gaussian (any numbers), splice (windows of tokens) or none.

@@ -17,7 +17,7 @@ from torch import nn
 from featalign.clients.cohort import Cohort
 from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
-from featalign.data.task import answers
+from featalign.data.task import Task, answers
 from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
 from featalign.spaces.capture import evaluating, kept
@@ -74,20 +74,22 @@ def head_of(problem: FusionProblem, again: bool = False) -> str:
     knows one answer only, so that the task's first target, which is bounded, is taken in its place.
     """
     task = problem.cohort.task
-    if not answers(task):
-        return task.heads[0]
-    if "mean-logits" in task.heads and agreement(problem) >= AGREE:
+    if answers(task) and "mean-logits" in task.heads and agreement(problem) >= AGREE:
         return "mean-logits"
-    return "evidence" if "evidence" in task.heads and not again else task.heads[0]
+    return task.heads[0] if again else _apart(task)
+
+
+def _apart(task: Task) -> str:
+    """The readout target for clients that know different things."""
+    return "evidence" if answers(task) and "evidence" in task.heads else task.heads[0]
 
 
 def _distances(cohort: Cohort, mixing: Sequence[float], modules: Sequence[nn.Module], inputs: Inputs) -> list[float]:
     task, totals, elements = cohort.task, [0.0] * len(modules), 0
-    head = "evidence" if answers(task) and "evidence" in task.heads else None
     known = {id(module): k for k, module in enumerate(cohort.modules)}
     for batch in inputs:
         told = [_outputs(module, batch) for module in cohort.modules]
-        wanted = task.head_target(told, mixing, cohort.class_counts, head)
+        wanted = task.head_target(told, mixing, cohort.class_counts, _apart(task))
         elements += task.distance(told[0], wanted).numel()
         for place, module in enumerate(modules):
             out = told[known[id(module)]] if id(module) in known else _outputs(module, batch)
