@@ -183,6 +183,8 @@ def test_evidence_lets_those_speak_who_know_an_input():
         assert evidence.argmax(1).tolist() == [0, 2]
         moved = Classification().head_target([first + 50, second - 7], halves, head="evidence")
         assert torch.allclose(moved, evidence)  # softmax leaves the mean of the logits open
+    unheard = Classification().head_target([knows, 100 * guesses], (1.0, 0.0), head="evidence")
+    assert torch.equal(unheard.argmax(1), knows.argmax(1))  # no weight, no word, however loud
     alone = Classification().head_target([knows], (1.0,), head="evidence")
     assert torch.allclose(alone.softmax(-1), knows.double().softmax(-1))
     flat = torch.tensor([[0.0], [5.0], [-5.0]])  # one logit stands for two classes

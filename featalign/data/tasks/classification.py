@@ -159,14 +159,14 @@ class Classification(Task):
         """Log of averaged exponentials, centred: `log sum_k lambda_k exp(z_k)` of centred logits, `[..., classes]`.
 
         Read as a joint model, `exp(z_k(x, y))` is proportional to `p_k(x, y)` (Grathwohl et al. 2020, "Your classifier
-        is secretly an energy based model", eq. 5), and its sum over classes tells inputs that a client knows from
+        is secretly an energy based model", section 3), and its sum over classes tells inputs that a client knows from
         others (Liu et al. 2020, "Energy-based out-of-distribution detection"). So this is the posterior of the pooled
         data: clients speak for an input in proportion to how well they know it, which averaged probabilities ignore.
         Logits are centred because softmax leaves their mean open. `counts` as in `mixture`.
         """
         logits = self._stacked(outputs)
         centred = logits - logits.mean(-1, keepdim=True)
-        total = (centred + _shares(logits, weights, counts).clamp_min(1e-30).log()).logsumexp(0)
+        total = (centred + _shares(logits, weights, counts).log()).logsumexp(0)
         return total - total.mean(-1, keepdim=True)
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
