@@ -173,7 +173,9 @@ def _part(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int)
         length = heads.tile * count * heads.repeat
         part = tensor.movedim(heads.dim, 0)[heads.offset : heads.offset + length]
         return part.unflatten(0, (heads.tile, count, within, size, width.repeat)).movedim((1, 3), (0, 1))
-    return tensor.movedim((heads.dim, width.dim), (0, 1))
+    length = heads.tile * count * heads.repeat
+    part = tensor.movedim((heads.dim, width.dim), (0, 1))[heads.offset : heads.offset + length]
+    return part.unflatten(0, (heads.tile, count, heads.repeat)).movedim((1, 3), (0, 1))
 
 
 def _view(tensor: torch.Tensor, heads: Axis, width: Axis, count: int, size: int) -> torch.Tensor:

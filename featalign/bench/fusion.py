@@ -1,4 +1,4 @@
-"""The small table of fusion: every registered method on five pairs of small networks, in minutes."""
+"""The small table of fusion: every registered method on small networks of seven kinds, in minutes."""
 
 from __future__ import annotations
 
@@ -171,6 +171,19 @@ def digits_vit(seed: int, progress: bool) -> Cohort:
     """Transformers of two blocks and width 32 on half of the 8 x 8 digits each."""
     shapes = ({"width": 32, "depth": 2, "hidden": 64, "patch": 2},) * 2
     return _pictures("digits", "iid", "vit", shapes, {"epochs": 20}, seed, progress, augmented=1000)
+
+
+@PAIRS.register("digits-encoder")
+def digits_encoder(seed: int, progress: bool) -> Cohort:
+    """`nn.TransformerEncoder` as it comes (norms after the sums), on half of the 8 x 8 digits each, a token per row."""
+    return _pictures("digits", "iid", "encoder", ({},) * 2, {"epochs": 40}, seed, progress, augmented=4000)
+
+
+@PAIRS.register("digits-encoder-norm-first")
+def digits_encoder_norm_first(seed: int, progress: bool) -> Cohort:
+    """The same with norms in front."""
+    shapes = ({"norm_first": True},) * 2
+    return _pictures("digits", "iid", "encoder", shapes, {"epochs": 40}, seed, progress, augmented=4000)
 
 
 @PAIRS.register("characters")

@@ -237,7 +237,9 @@ def bench_scale(
 @bench.command("fusion")
 def bench_fusion(
     pair: list[str] = typer.Option(
-        None, metavar="NAME", help="mnist-mlp, mnist-depths, digits-resnet20, digits-vit, characters.  [default: all]"
+        None,
+        metavar="NAME",
+        help="mnist-mlp, mnist-depths, digits-resnet20, digits-vit, digits-encoder, ...  [default: all]",
     ),
     method: list[str] = typer.Option(
         None, metavar="NAME", help="Registered methods.  [default: all that need no dictionary]"

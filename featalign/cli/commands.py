@@ -111,7 +111,7 @@ def compare(
         metavar="COUNT",
         help="Repetitions, each with clients of its own; mean and spread are shown.  [default: 3]",
     ),
-    model: str = typer.Option(None, help="Family: mlp, vgg11, resnet18, resnet20, vit, conv1d, ...  [default: mlp]"),
+    model: str = typer.Option(None, help="Family: mlp, vgg11, resnet18, resnet20, vit, encoder, ...  [default: mlp]"),
     model_option: list[str] = typer.Option(
         None, metavar="NAME=VALUE", help="Of the family, such as hidden=128,64; repeat for several."
     ),

@@ -21,6 +21,7 @@ from featalign.clients.evaluation import Ensemble, evaluate, outputs
 from featalign.clients.families import (
     Conv1dConfig,
     DecoderConfig,
+    EncoderConfig,
     MLPConfig,
     ResNet18Config,
     ResNet20Config,
@@ -39,6 +40,7 @@ __all__ = [
     "Cohort",
     "Conv1dConfig",
     "DecoderConfig",
+    "EncoderConfig",
     "Ensemble",
     "MLPConfig",
     "ModelConfig",

@@ -133,7 +133,7 @@ def reducible(problem: FusionProblem) -> str | None:
         if shared is not None:
             return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
     for layer in attention:
-        reason = _unpicked(problem, layer)
+        reason = _unpicked(layer)
         if reason is not None:
             return reason
     return None if graph.hidden else "there is no hidden space"
@@ -157,18 +157,14 @@ def _unlike_heads(problem: FusionProblem) -> str | None:
     return None
 
 
-def _unpicked(problem: FusionProblem, layer: Heads) -> str | None:
+def _unpicked(layer: Heads) -> str | None:
     """Why heads, or groups of query heads, cannot be picked whole from all clients; None where they can."""
-    graph, inside = problem.graph, {axis.parameter for axis in layer.heads.writers}
+    inside = {axis.parameter for axis in layer.heads.writers}
     for base in layer.inside:
         if any(axis.parameter not in inside for axis in base.writers):
             return (
                 f"all heads of '{layer.heads.name}' share one key and value, and only heads with their own are picked"
             )
-    for space in graph.hidden:
-        read = inside & {axis.parameter for axis in space.readers}
-        if read and space.symmetry not in (Symmetry.ORTHOGONAL, Symmetry.LINEAR):
-            return f"attention reads space '{space.name}', whose norms keep their gains"
     return None
 
 

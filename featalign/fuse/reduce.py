@@ -20,8 +20,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from featalign.align.activations import Held
-from featalign.align.heads import Heads, attention_layers
-from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
+from featalign.align.linear import polar
+from featalign.align.maps import Alignment, SpaceMap
 from featalign.align.pool import Cross, Gram, reading_map, select_columns, select_groups
 from featalign.data.batch import Batch
 from featalign.data.inputs import Inputs
@@ -30,6 +30,7 @@ from featalign.fuse.choose import head_of
 from featalign.fuse.linear import REDUCTIONS, Code
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.readout import readout_target
+from featalign.fuse.roles import Roles, roles, selected_streams, values_of
 from featalign.fuse.writers import Writer, written
 from featalign.spaces.capture import fitting_batch, kept, stream, units_last
 from featalign.spaces.graph import Axis, Site, Space, Symmetry
@@ -38,44 +39,6 @@ FAINT = 1e-6  # weight of pre-activations in the Gram matrix: they tell apart un
 FAINT_ROWS = 2048  # from so many rows, whatever the batches; of pools beyond `POOL` from fewer in proportion
 POOL = 1024  # units up to which a choice is made on all refit inputs
 Maps = dict[str, tuple[SpaceMap, ...]]
-
-
-@dataclass(frozen=True)
-class Roles:
-    """How each hidden space is reduced.
-
-    Attributes:
-        projected, selected: linear spaces, and those whose units are picked.
-        heads: attention layers, whose heads (or groups of query heads) are picked.
-        inner: spaces inside heads, which follow their head.
-        readers: by space, the maps that read it and where it lies in what they read.
-    """
-
-    projected: tuple[Space, ...]
-    selected: tuple[Space, ...]
-    heads: tuple[Heads, ...]
-    inner: tuple[Space, ...]
-    readers: Mapping[str, tuple[tuple[Writer, Axis], ...]]
-
-
-def roles(problem: FusionProblem) -> Roles:
-    """The role of every hidden space of a problem."""
-    graph = problem.graph
-    attention = tuple(found for found in attention_layers(graph) if not found.nested)
-    heads = {found.heads.name for found in attention}
-    inner = {space.name for found in attention for space in found.inside}
-    readers = {
-        space.name: tuple((w, axis) for w in problem.writers if (axis := w.reading(space)) is not None)
-        for space in graph.hidden
-    }
-    plain = [space for space in graph.hidden if space.name not in heads | inner]
-    return Roles(
-        tuple(space for space in plain if space.symmetry in ROTATIONS),
-        tuple(space for space in plain if space.symmetry not in ROTATIONS),
-        attention,
-        tuple(space for space in graph.hidden if space.name in inner),
-        readers,
-    )
 
 
 @dataclass(frozen=True)
@@ -115,23 +78,29 @@ def reduced(
             codes[space.name] = found_space.code
     sizes = {layer.heads.name: layer.heads.size for layer in found.heads}
     sizes |= {space.name: fused_size(space, width) for space in found.selected}
-    pools = _pools(problem, found, maps, sizes)
     origins: dict[str, list[int]] = {}
     gauges: tuple[dict[str, torch.Tensor], ...] = tuple({} for _ in problem.clients)
     attention = {layer.heads.name: layer for layer in found.heads}
-    for space in (*found.selected, *(layer.heads for layer in found.heads)):
-        pool = pools[space.name]
-        chosen, parts = _chosen(problem, pool, sizes[space.name]), list(pairwise(pool.offsets))
-        if space.name in attention:
-            members = attention[space.name].members
-            shared, order = _by_head(pool, chosen, 1 if members is None else members.size)
-            for gauge, (low, high) in zip(gauges, parts):
-                if members is not None and bool((order[low:high].diff() != 1).any()):
-                    gauge[members.name] = torch.eye(members.size, dtype=torch.float64)[order[low:high]]
-        else:
-            shared = torch.stack([gram.columns(chosen) for gram in pool.grams.values()]).sum(0)
-        maps[space.name] = _picked(problem, pool, shared, chosen)
-        origins[space.name] = [int(((chosen >= low) & (chosen < high)).sum()) for low, high in parts]
+    streams = selected_streams(problem, found)
+    rest = [space for space in found.selected if space not in streams]
+    for spaces in (streams, [*rest, *(layer.heads for layer in found.heads)]):
+        pools = _pools(problem, found, spaces, maps, sizes)
+        for space in spaces:
+            pool = pools[space.name]
+            chosen, parts = _chosen(problem, pool, sizes[space.name]), list(pairwise(pool.offsets))
+            if space.name in attention:
+                members, values = attention[space.name].members, values_of(attention[space.name])
+                width = pool.rest // (1 if members is None else members.size) if values is None else values.size
+                shared, order, turns = _by_head(pool, chosen, width, members is not None, values is not None)
+                for gauge, (low, high) in zip(gauges, parts):
+                    if members is not None and bool((order[low:high].diff() != 1).any()):
+                        gauge[members.name] = torch.eye(members.size, dtype=torch.float64)[order[low:high]]
+                    if values is not None:
+                        gauge[values.name] = turns[low:high]
+            else:
+                shared = torch.stack([gram.columns(chosen) for gram in pool.grams.values()]).sum(0)
+            maps[space.name] = _picked(problem, pool, shared, chosen)
+            origins[space.name] = [int(((chosen >= low) & (chosen < high)).sum()) for low, high in parts]
     held = {space.name for space in found.inner}
     maps = {name: each if name in held else _mixed(each, problem.mixing, mixing) for name, each in maps.items()}
     alignments = tuple(
@@ -243,10 +212,11 @@ def _distinct(problem: FusionProblem, sites: list[Site]) -> list[Site]:
     return kept_sites
 
 
-def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str, int]) -> dict[str, Pool]:
-    """Moments of the pools of all spaces whose units or heads are picked, streamed once; `picked` says how many."""
+def _pools(
+    problem: FusionProblem, found: Roles, spaces: Sequence[Space], maps: Maps, picked: Mapping[str, int]
+) -> dict[str, Pool]:
+    """Moments of the pools of spaces whose units or heads are picked, streamed once; `picked` says how many."""
     heads = tuple(layer.heads for layer in found.heads)
-    spaces = (*found.selected, *heads)
     if not spaces:
         return {}
     pools = {}
@@ -254,7 +224,11 @@ def _pools(problem: FusionProblem, found: Roles, maps: Maps, picked: Mapping[str
         sizes = [graph[space.name].size for graph in problem.graphs]
         pools[space.name] = Pool(tuple(torch.tensor([0, *sizes]).cumsum(0).tolist()))
     sites = list(dict.fromkeys(s for space in spaces for w, _ in found.readers[space.name] for s in (w.reads, w.own)))
-    before = {space.name: space.before for space in found.selected if space.pre is not None and space.pre.paired}
+    before = {
+        space.name: space.before
+        for space in spaces
+        if space not in heads and space.pre is not None and space.pre.paired
+    }
     largest = max(pool.offsets[-1] for pool in pools.values())
     chosen_on = _enough(problem, largest, max(picked.values()))
     parts = (*problem.clients, problem.cohort.refit_inputs, len(chosen_on) if chosen_on.sized else 0)
@@ -352,26 +326,36 @@ def _chosen(problem: FusionProblem, pool: Pool, count: int) -> torch.Tensor:
     return active[torch.as_tensor(picked)].sort().values
 
 
-def _by_head(pool: Pool, chosen: torch.Tensor, members: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Second moments `[heads, chosen]`, one number for two heads, and the order `[heads, members]` of what is in them.
+def _by_head(
+    pool: Pool, chosen: torch.Tensor, width: int, ordered: bool, turned: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Second moments `[heads, chosen]`, one number for two heads, and how what is in heads is laid out for them.
 
-    Query heads within a group may stand in any order: those of a group that was not chosen take the order in which they
-    are most like those of one that was.
+    Query heads within a group may be `ordered`, and their outputs, each of a `width`, be `turned`: those that were not
+    chosen take the order `[heads, members]` and the turn `[heads, width, width]` in which they are most like one that
+    was.
     """
-    count = pool.offsets[-1]
+    count, members = pool.offsets[-1], pool.rest // width
     gram: Any = sum(each.whole() for each in pool.grams.values())
-    gram = gram.reshape(count, members, -1, count, members, pool.rest // members).diagonal(dim1=2, dim2=5).sum(-1)
-    order = torch.arange(members).repeat(count, 1)
-    if members > 1:
-        energy = torch.stack([gram[group, :, group].trace() for group in chosen]).clamp_min(1e-300)
-        for group in set(range(count)) - set(chosen.tolist()):
-            orders = [linear_sum_assignment(gram[group, :, partner].T, maximize=True)[1] for partner in chosen]
-            orders = [torch.from_numpy(each) for each in orders]
-            alike = [gram[group, each, partner].trace() for each, partner in zip(orders, chosen)]
-            order[group] = orders[int((torch.stack(alike).square() / energy).argmax())]
+    moments = gram.reshape(count, members, width, count, members, width).movedim(3, 1)
+    order, turns = torch.arange(members).repeat(count, 1), torch.eye(width).double().repeat(count, 1, 1)
+    energy = torch.stack([moments[group, group].flatten(0, 1).flatten(1).trace() for group in chosen]).clamp_min(1e-300)
+    for group in set(range(count)) - set(chosen.tolist()):
+        best = -1.0
+        for partner, scale in zip(chosen, energy):
+            cross = moments[partner, group].movedim(2, 1)  # [members of the partner, of the group, width, width]
+            columns = torch.arange(members)
+            if ordered:
+                alike = torch.linalg.svdvals(cross).sum(-1) if turned else cross.diagonal(dim1=2, dim2=3).sum(-1)
+                columns = torch.from_numpy(linear_sum_assignment(alike, maximize=True)[1])
+            matched = cross[torch.arange(members), columns].sum(0)
+            turn = polar(matched) if turned else torch.eye(width).double()
+            share = float((turn * matched).sum().square() / scale)
+            if share > best:
+                best, order[group], turns[group] = share, columns, turn
     groups = torch.arange(count)[:, None]
-    ordered = gram[groups, order][:, :, groups, order]
-    return ordered.diagonal(dim1=1, dim2=3).sum(-1)[:, chosen], order
+    ordered = moments[chosen][:, groups, torch.arange(members), :, order]
+    return torch.einsum("gmcwv,gwv->gc", ordered, turns), order, turns
 
 
 def _picked(problem: FusionProblem, pool: Pool, shared: torch.Tensor, chosen: torch.Tensor) -> tuple[SpaceMap, ...]:

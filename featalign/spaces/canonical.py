@@ -2,7 +2,7 @@
 
 A residual stream under RMSNorm without gains is unchanged by rotations. LayerNorm is RMSNorm of what has no mean: gains
 (and biases) go into the layers that read each norm, and what writes the stream is centred (Ashkboos et al. 2024,
-SliceGPT, section 3; the same folding as in TransformerLens).
+SliceGPT, section 3; the same folding as in TransformerLens). Packed attention is taken apart on the way (`attention`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import nn
 from featalign.errors import SpaceMismatch, TraceError
 from featalign.spaces import affine
 from featalign.spaces.apply import moved, moved_tensor, pieces_of, rebuilt, unit_rows
+from featalign.spaces.attention import layer_by_layer, packed, separated
 from featalign.spaces.capture import outputs_of
 from featalign.spaces.check import Transform, output_change
 from featalign.spaces.graph import Space, SpaceGraph, Symmetry
@@ -38,6 +39,7 @@ class Canonical:
         notes: what could not be folded and why, weights that were untied.
         template: the network's own layout with neutral norms.
         example: input on which equality was checked.
+        packed: the network that came in, where its attention was taken apart.
     """
 
     module: nn.Module
@@ -45,15 +47,22 @@ class Canonical:
     notes: tuple[str, ...] = ()
     template: nn.Module | None = None
     example: Any = None
+    packed: nn.Module | None = None
 
     def restore(self, fused: nn.Module | State) -> nn.Module:
         """A network fused in canonical form (or its state) in the layout that came in: LayerNorm with gains of one.
 
         A LayerNorm removes a direction of the stream: the stream is turned so that the direction nothing is written to
         is the mean. Tied readouts come back untied. Raises `SpaceMismatch` when the outputs would move by more than
-        1e-4 (relative), which is when fused writers fill every direction of the stream.
+        1e-4 (relative), which is when fused writers fill every direction of the stream, or when heads do not fill the
+        stream that a `nn.MultiheadAttention` writes to.
         """
         module = fused if isinstance(fused, nn.Module) else rebuilt(self.module, fused)
+        module = self._with_norms(module)
+        return module if self.packed is None else packed(module, self.packed)
+
+    def _with_norms(self, module: nn.Module) -> nn.Module:
+        """The network with the norms that came in, or neutral ones."""
         if self.template is None:
             return module
         turned, widths = _without_mean(module, self.folded, self.template, self.example)
@@ -73,10 +82,24 @@ def canonical(module: nn.Module, example: Any) -> Canonical:
     Gains (and biases, where all readers have one) go into the affine layers that read each norm; what writes a stream
     under LayerNorm is centred; a readout tied to an embedding is untied. Knows torch's and Hugging Face's norms and
     layers, and HookedTransformer. What cannot be folded (post-norm, norms read by anything but affine layers) is left
-    as it is, with a note.
+    as it is, with a note. The projections of every `nn.MultiheadAttention` become layers.
     """
     if type(module).__name__ == "HookedTransformer":
         return _canonical_lens(module, example)
+    apart = separated(module)
+    if apart is module:
+        return _without_gains(module, example)
+    with layer_by_layer():
+        moved_by = _difference(module, apart, example)
+    if moved_by > _tolerance(module):
+        note = f"attention is not taken apart: outputs would move by {moved_by:.2g}"
+        found = _without_gains(module, example)
+        return replace(found, notes=(note, *found.notes))
+    return replace(_without_gains(apart, example), packed=module)
+
+
+def _without_gains(module: nn.Module, example: Any) -> Canonical:
+    """The network with the gains of its norms folded away, where that is possible."""
     norms = norms_of(module)
     if not norms:
         return Canonical(module)

@@ -57,23 +57,25 @@ def test_image_models(config):
 
 
 @pytest.mark.parametrize("shape", [(64,), (784,), (1, 28, 28), (3, 16, 16)])
-@pytest.mark.parametrize("name", ["mlp", "vgg11", "resnet20", "resnet18", "vit", "conv1d"])
+@pytest.mark.parametrize("name", ["mlp", "vgg11", "resnet20", "resnet18", "vit", "encoder", "conv1d"])
 def test_any_family_on_any_data_set(name, shape):
     if name == "conv1d" and len(shape) == 3:
         pytest.skip("pictures are no sequences")
-    small = {"vit": {"width": 16}, "mlp": {"hidden": (8,)}, "conv1d": {"width": 4}}.get(name, {"width": 1 / 16})
+    small = {"vit": {"width": 16}, "encoder": {"width": 16}, "mlp": {"hidden": (8,)}, "conv1d": {"width": 4}}.get(
+        name, {"width": 1 / 16}
+    )
     dataset = pictures(shape)
-    config = models[name].for_dataset(dataset, **small)
+    config = models[name].for_dataset(dataset, **small.get(name, {"width": 1 / 16}))
     module = build(config).eval()
     assert module(dataset.train_inputs).shape == (6, 2)
     assert from_dict(config.to_dict()) == config
     assert isinstance(config.recipe(1000), clients.TrainConfig)
 
 
-@pytest.mark.parametrize("name", ["vgg11", "vit", "resnet20", "conv1d"])
+@pytest.mark.parametrize("name", ["vgg11", "vit", "encoder", "resnet20", "conv1d"])
 def test_networks_that_unflatten_their_inputs_are_traced(name):
     dataset = pictures((64,))
-    config = models[name].for_dataset(dataset, width=8 if name in ("vit", "conv1d") else 1 / 8)
+    config = models[name].for_dataset(dataset, width=8 if name in ("vit", "encoder", "conv1d") else 1 / 8)
     module, x = build(config).eval(), dataset.train_inputs[:2]
     assert check(trace(module, x), module, x).error <= 1e-5
 
@@ -165,7 +167,7 @@ def test_options_that_came_later_leave_old_keys_alone():
 
 
 def test_bad_configurations():
-    assert {"mlp", "vgg11", "resnet20", "resnet18", "vit", "decoder", "conv1d"} <= set(models)
+    assert {"mlp", "vgg11", "resnet20", "resnet18", "vit", "encoder", "decoder", "conv1d"} <= set(models)
     for make in (
         lambda: VGGConfig(width=0.001),
         lambda: ResNet20Config(norm="group"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.clients import Conv1dConfig, MLPConfig, build
+from featalign.clients import Conv1dConfig, EncoderConfig, MLPConfig, build
 
 TEXT: dict[str, Any] = {"vocab_size": 40, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 0}
 SIZES: dict[str, Any] = {
@@ -131,6 +131,9 @@ NETWORKS: dict[str, Callable[[], Case]] = {
     "vit": lambda: Case(
         hugging_face("ViTForImageClassification", "ViTConfig", image_size=8, patch_size=4, num_labels=3, **SIZES),
         {"pixel_values": pictures}, ({"pixel_values": pictures}, labels),
+    ),
+    "torch-encoder": lambda: Case(
+        family(EncoderConfig(size=8, channels=3, width=16, heads=2, hidden=24, outputs=3)), pictures, (pictures, labels)
     ),
     "conv1d": lambda: Case(
         family(Conv1dConfig(width=8, kernels=(3, 3), dilations=(1, 2), blocks=1)),

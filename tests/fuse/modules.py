@@ -153,6 +153,35 @@ class GroupedAttention(nn.Module):
         return self.o((tokens + self.back(mixed.transpose(1, 2).flatten(2))).mean(1))
 
 
+class Encoder(nn.Module):
+    """torch's own transformer on four tokens of three numbers, with its packed attention, and its mean as logits."""
+
+    def __init__(self, norm_first: bool, batch_first: bool = True) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+        layer = nn.TransformerEncoderLayer(8, 2, 12, norm_first=norm_first, batch_first=batch_first)
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 5)
+        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.embed(x.unflatten(1, (4, 3)))
+        h = self.blocks(h) if self.batch_first else self.blocks(h.transpose(0, 1)).transpose(0, 1)
+        return self.head(h).mean(1)
+
+
+class CrossAttention(nn.Module):
+    """One token attends to four that are read from another stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask, self.embed, self.head = nn.Linear(12, 8), nn.Linear(3, 6), nn.Linear(8, 5)
+        self.attention = nn.MultiheadAttention(8, 2, kdim=6, vdim=6, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        asked, told = self.ask(x)[:, None], self.embed(x.unflatten(1, (4, 3)))
+        return self.head(asked + self.attention(asked, told, told)[0])[:, 0]
+
+
 class Masked(nn.Module):
     """A buffer holds -inf."""
 
@@ -202,7 +231,9 @@ MODULES |= {
     "softmax-behind": lambda: Behind("softmax"), "temperature-behind": lambda: Behind("temperature"),
     "log-softmax-behind": lambda: Behind("log-softmax"), "residual": lambda: Residual(False),
     "residual-norm": lambda: Residual(True), "glu": Gated, "mixer": Mixer, "attention": Attention, "masked": Masked,
-    "grouped-attention": GroupedAttention,
+    "grouped-attention": GroupedAttention, "cross-attention": CrossAttention,
+    "encoder-norm-first": lambda: Encoder(True), "encoder-norm-last": lambda: Encoder(False),
+    "encoder-positions-first": lambda: Encoder(True, batch_first=False),
     "layer-norm": lambda: chain(nn.Linear(12, 9), nn.LayerNorm(9), nn.ReLU(), nn.Linear(9, 5)),
     "batch-norm": lambda: chain(nn.Linear(12, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 5)),
     "batch-norm-first": lambda: chain(nn.BatchNorm1d(12), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 5)),

@@ -319,9 +319,8 @@ def test_what_cannot_be_reduced_says_why():
     class Attention(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embed, self.mix, self.o = (
-                nn.Linear(3, 8), nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 5)
-            )  # fmt: skip
+            self.embed, self.o = nn.Linear(3, 8), nn.Linear(8, 5)
+            self.mix = nn.MultiheadAttention(8, 2, batch_first=True, add_bias_kv=True)
 
         def forward(self, x):
             tokens = self.embed(x)

@@ -40,9 +40,17 @@ class PlainRMS(nn.Module):
         return self.head(self.norms[1](x).mean(1))
 
 
+def packed_attention(norm_first: bool) -> tuple[nn.Module, Any]:
+    """torch's own encoder, whose attention keeps queries, keys and values in one parameter."""
+    layer = nn.TransformerEncoderLayer(20, 4, 30, batch_first=True, norm_first=norm_first)
+    blocks = nn.TransformerEncoder(layer, 2, nn.LayerNorm(20), enable_nested_tensor=False)
+    return nn.Sequential(nn.Embedding(40, 20), blocks, nn.Linear(20, 5)), torch.randint(0, 40, (2, 6))
+
+
 BUILDERS: dict[str, Any] = {
     **{name: ZOO[name] for name in ("vit", "decoder", "hf-gpt2", "hf-llama", "hf-llama-tied", "hf-qwen2", "hf-vit")},
     "hf-neox": ZOO["hf-neox"],
+    "packed-attention": lambda: packed_attention(True),
     "lens": lambda: lens("LN"),
     "lens-parallel": lambda: lens("LN", True),
     "lens-pre": lambda: lens("LNPre"),
@@ -100,13 +108,25 @@ def test_what_a_layer_norm_cannot_hold_is_said() -> None:
         found.restore(full)
 
 
-@pytest.mark.parametrize("name", ["hf-bert", "gated-tied", "torch-encoder", "hf-clip-vision", "mlp", "resnet20-layer"])
+@pytest.mark.parametrize("name", ["hf-bert", "hf-clip-vision", "mlp", "resnet20-layer"])
 def test_what_cannot_be_folded_is_left_alone(name: str) -> None:
     torch.manual_seed(0)
     module, example = ZOO[name]()
     found = canonical(shake(module), example)
     assert found.module is module and not found.folded and found.restore(module) is module
     assert name in ("mlp", "resnet20-layer") or any("not folded" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("name", ["gated-tied", "torch-encoder"])
+def test_norms_that_stay_leave_attention_taken_apart(name: str) -> None:
+    torch.manual_seed(0)
+    module, example = ZOO[name]()
+    found = canonical(shake(module), example)
+    back = found.restore(found.module)
+    assert not found.folded and any("not folded" in note for note in found.notes)
+    assert type(back) is type(module)
+    assert all(torch.equal(tensor, back.state_dict()[key]) for key, tensor in module.state_dict().items())
+    assert not any(isinstance(part, nn.MultiheadAttention) for part in found.module.modules())
 
 
 def random_network(kind: str, seed: int) -> tuple[nn.Module, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from featalign.errors import TraceError
+from featalign.spaces.attention import layer_by_layer
 from featalign.spaces.capture import evaluating, outputs_of
 from featalign.spaces.graph import Symmetry
 from featalign.spaces.structures import fitted, outputs_in, require_weights, tensors_in
@@ -68,15 +69,13 @@ def run(module: nn.Module, example: Any, partial: bool = False) -> Tracer:
 def _hooked(module: nn.Module, tracer: Tracer) -> Iterator[None]:
     """The tracer's hooks on every submodule, and attention on its plain path; undone whatever happens."""
     handles: list[Any] = []
-    fast = torch.backends.mha.get_fastpath_enabled()
     try:
         for name, part in module.named_modules():
             handles.append(part.register_forward_pre_hook(tracer.enter(name)))
             handles.append(part.register_forward_hook(tracer.leave(name)))
-        torch.backends.mha.set_fastpath_enabled(False)
-        yield
+        with layer_by_layer():
+            yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
         for handle in handles:
             handle.remove()
 
