@@ -63,7 +63,7 @@ def reduced(
 
     `room` weighs the clients in the choice of what the fused spaces hold; the mixing weights unless given. `linear`
     names a registered reduction of linear spaces; raises `UnknownName` for others. `width` times the reference's units
-    are picked; heads and linear spaces keep the reference's size.
+    are picked; heads, linear spaces and streams that heads write to keep the reference's size.
     """
     reduction = REDUCTIONS[linear]
     mixing, problem = problem.mixing, problem.mixed(tuple(room or problem.mixing))
@@ -77,12 +77,12 @@ def reduced(
         if found_space.code is not None:
             codes[space.name] = found_space.code
     sizes = {layer.heads.name: layer.heads.size for layer in found.heads}
-    sizes |= {space.name: fused_size(space, width) for space in found.selected}
+    streams = selected_streams(problem, found)
+    rest = [space for space in found.selected if space not in streams]
+    sizes |= {space.name: fused_size(space, width) for space in rest} | {space.name: space.size for space in streams}
     origins: dict[str, list[int]] = {}
     gauges: tuple[dict[str, torch.Tensor], ...] = tuple({} for _ in problem.clients)
     attention = {layer.heads.name: layer for layer in found.heads}
-    streams = selected_streams(problem, found)
-    rest = [space for space in found.selected if space not in streams]
     for spaces in (streams, [*rest, *(layer.heads for layer in found.heads)]):
         pools = _pools(problem, found, spaces, maps, sizes)
         for space in spaces:

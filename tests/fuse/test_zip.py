@@ -11,6 +11,7 @@ from featalign.align.heads import attention_layers, gauged_state
 from featalign.clients.cohort import Cohort
 from featalign.clients.families.conv1d import Conv1dConfig
 from featalign.clients.families.decoder import DecoderConfig
+from featalign.clients.families.encoder import EncoderConfig
 from featalign.clients.families.resnet import ResNet20Config
 from featalign.clients.families.vit import ViTConfig
 from featalign.clients.models import build
@@ -66,6 +67,7 @@ KINDS = {
     "decoder": (DECODER, TOKENS),
     "vit": (ViTConfig(size=8, patch=4, width=8, depth=2, heads=2, hidden=12), PICTURES),
     "vit-stem": (ViTConfig(size=8, patch=4, width=8, depth=1, heads=2, hidden=12, stem="convolutions"), PICTURES),
+    "encoder": (EncoderConfig(size=8, channels=3, width=8, heads=2, hidden=12), PICTURES),
     "resnet": (ResNet20Config(width=0.25), PICTURES),
     "conv1d": (Conv1dConfig(width=6, kernels=(3, 5), dilations=(1, 2), blocks=1), PICTURES[:, 0].mT[:, :4]),
     "llama": (llama(4), TOKENS),
