@@ -58,8 +58,8 @@ def zip_neurons(
     weights, 1 keeps the reference's own units and directions. What the fused network outputs is asked for alike.
     "auto" takes what comes nearest to the ensemble on a held-out part of the probe. `linear` is how linear spaces are
     reduced: "project" on leading directions, or "repack", features of a joint dictionary laid out anew.
-    `width` times the reference's units are picked; heads and the streams they write keep the reference's size. Raises
-    `BadOption` where the clients have fewer units together.
+    `width` times the reference's units are picked; heads, the streams they write and linear spaces keep the reference's
+    size. Raises `BadOption` where the clients have fewer units together.
     """
     if lean == "auto" or not 0 <= lean <= 1:
         raise BadOption(f"lean = {lean}; give a number between 0 (room by the mixing weights) and 1 (the reference's)")
