@@ -22,7 +22,7 @@ def fuse(
         metavar="FILE|DATASET",
         help="Unlabelled inputs that all clients may see: npz, npy, safetensors, txt, or a shipped data set.",
     ),
-    method: str = typer.Option(None, help="Name of a fusion method.  [default: what the regime recommends]"),
+    method: str = typer.Option(None, help="Name of a fusion method.  [default: what the regime speaks for, or zip]"),
     out: Path = typer.Option(..., metavar="DIR", help="Folder of the fused network."),
     option: list[str] = typer.Option(
         None, metavar="NAME=VALUE", help="Of the method, such as cost=correlation; repeat for several."

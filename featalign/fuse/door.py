@@ -66,7 +66,8 @@ def fuse(
     Args:
         clients: modules, trained clients, or folders and safetensors files of weights (`clients.weights`).
         probe: unlabelled inputs that all clients may see: whatever `data.Inputs` reads, or a file (`data.files`).
-        method: a registered name; None takes what the regime recommends, and `notes["recommended"]` says why.
+        method: a registered name; None takes what the regime speaks for or `zip`, whichever ends nearer to the
+            ensemble on held-out inputs of the probe, and `notes["recommended"]` says why.
         task: a `Task` or its name, which decides what a refitted readout aims at; None is read off outputs and the
             targets of `evaluate`, and without any is next-token or regression.
         evaluate: `(inputs, targets)` or a file with labels, for scores; never used to fit anything.
@@ -105,14 +106,19 @@ def fuse(
         cohort.task.check_head(None if head == "none" else head)
         problem = _based(FusionProblem(cohort, _mixing(mixing, len(cohort)), first), place)
         notes: dict[str, Any] = {"cohort": list(cohort.notes)} if cohort.notes else {}
+        settings: dict[str, Any] = {
+            "refit": refit,
+            "repair": repair,
+            "head": head,
+            "ridge": ridge,
+            "head_ridge": head_ridge,
+        }
         if method is None:
-            method, notes["recommended"] = recommend(problem)
-        require(problem, method)
-        problem = _with_dictionaries(problem, method)
-        result = solve(
-            problem, method, refit=refit, repair=repair, head=head, ridge=ridge, head_ridge=head_ridge, steps=steps,
-            **options,
-        )  # fmt: skip
+            problem, method, notes["recommended"] = recommend(problem, _with_dictionaries, settings)
+        else:
+            require(problem, method)
+            problem = _with_dictionaries(problem, method)
+        result = solve(problem, method, steps=steps, **settings, **options)
         result = _finished(problem, result, _deepest(modules, layouts)[problem.reference], canonical, notes)
         if out is not None:
             result.save(out, overwrite)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,6 +103,29 @@ def test_without_a_method_the_regime_recommends_one():
     result = fa.fuse([client, client], X)
     assert result.method == "ot-acts" and "permutation in 2" in result.notes["recommended"]
     assert same(result.module, client)
+
+
+@pytest.mark.parametrize(("pooled", "taken"), [(0.1, "zip"), (0.5, "feature-reexpress")])
+def test_without_a_method_what_ends_nearer_to_the_ensemble_is_taken(pooled, taken, monkeypatch):
+    """On inputs that the tried networks were not fitted on."""
+    seen = []
+
+    def tried(problem, name, **settings):
+        seen.append((name, len(problem.cohort.probe), settings["refit"]))
+        return SimpleNamespace(module=name)
+
+    def near(problem, module, inputs):
+        assert len(inputs) == 25
+        return pooled if module == "zip" else 0.3
+
+    monkeypatch.setattr("featalign.fuse.recommend.spoken_for", lambda problem: ("feature-reexpress", "why"))
+    monkeypatch.setattr("featalign.fuse.recommend.solve", tried)
+    monkeypatch.setattr("featalign.fuse.recommend.distance", near)
+    x = torch.randn(100, 12, generator=torch.Generator().manual_seed(0))
+    result = fa.fuse(clients(), x, refit=True)
+    assert seen == [("feature-reexpress", 75, True), ("zip", 75, True)]
+    assert result.method == taken
+    assert ("'zip' ends nearer to the ensemble" in result.notes["recommended"]) == (taken == "zip")
 
 
 def test_the_reference_is_chosen_by_index_or_name():
