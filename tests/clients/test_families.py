@@ -61,9 +61,7 @@ def test_image_models(config):
 def test_any_family_on_any_data_set(name, shape):
     if name == "conv1d" and len(shape) == 3:
         pytest.skip("pictures are no sequences")
-    small = {"vit": {"width": 16}, "encoder": {"width": 16}, "mlp": {"hidden": (8,)}, "conv1d": {"width": 4}}.get(
-        name, {"width": 1 / 16}
-    )
+    small = {"mlp": {"hidden": (8,)}, "vit": {"width": 16}, "encoder": {"width": 16}, "conv1d": {"width": 4}}
     dataset = pictures(shape)
     config = models[name].for_dataset(dataset, **small.get(name, {"width": 1 / 16}))
     module = build(config).eval()
