@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from featalign.fuse import FusionProblem
 
 PAIRS: Registry[Callable[[int, bool], Cohort]] = Registry("pair of networks")
-TRAINED = {"dictionaries", "transcoders"}  # needs that take longer than the whole table
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,10 @@ def fusion(
     every method that needs no dictionary; raises `UnknownName` for others, `BadOption` for methods that need one.
     """
     from featalign.fuse import METHODS, FusionProblem, available
+    from featalign.fuse.needs import TRAINED
 
-    chosen = [name for name in methods or METHODS.names() if methods or not TRAINED & set(METHODS[name].needs)]
-    if needy := [name for name in chosen if TRAINED & set(METHODS[name].needs)]:
+    chosen = [name for name in methods or METHODS.names() if methods or not TRAINED.keys() & set(METHODS[name].needs)]
+    if needy := [name for name in chosen if TRAINED.keys() & set(METHODS[name].needs)]:
         raise BadOption(f"method '{needy[0]}' needs trained dictionaries; see it in `featalign compare`")
     rows: list[FusionRow] = []
     left_out: dict[str, dict[str, str]] = {}

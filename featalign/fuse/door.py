@@ -26,11 +26,10 @@ from featalign.errors import BadOption, SpaceMismatch
 from featalign.fuse.choose import AUTO, distances, nearest_client
 from featalign.fuse.engine import solve
 from featalign.fuse.methods import METHODS, require
+from featalign.fuse.needs import TRAINED
 from featalign.fuse.problem import FusionProblem, mixing_weights
 from featalign.fuse.recommend import recommend
 from featalign.fuse.result import FusionResult
-
-ARCHITECTURES = {"dictionaries": "topk", "transcoders": "transcoder"}  # what is trained for methods that need it
 
 
 def fuse(
@@ -237,9 +236,9 @@ def _with_dictionaries(problem: FusionProblem, method: str) -> FusionProblem:
     """The problem with dictionaries or transcoders where the method needs them, trained now."""
     cohort = problem.cohort
     for need in METHODS[method].needs:
-        if need in ARCHITECTURES:
+        if need in TRAINED:
             found = cached_dictionaries(
-                cohort.modules, cohort.graphs, cohort.own, cohort.names, ARCHITECTURES[need], cohort.seed,
+                cohort.modules, cohort.graphs, cohort.own, cohort.names, TRAINED[need], cohort.seed,
                 keys=cohort.keys or None,
             )  # fmt: skip
             problem = replace(problem, **{need: found})  # type: ignore[arg-type]

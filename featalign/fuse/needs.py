@@ -15,6 +15,7 @@ from featalign.spaces.graph import Space, Symmetry
 
 Need = Callable[[FusionProblem], str | None]
 NEEDS: Registry[Need] = Registry("need")
+TRAINED = {"dictionaries": "topk", "transcoders": "transcoder"}  # needs that are met by training, of what architecture
 
 
 def unmet(problem: FusionProblem, needs: Sequence[str]) -> str | None:

@@ -13,10 +13,11 @@ from featalign.errors import FeatalignError
 from featalign.fuse.choose import FEWEST, distance, parted
 from featalign.fuse.engine import solve
 from featalign.fuse.methods import METHODS, available
+from featalign.fuse.needs import TRAINED
 from featalign.fuse.problem import FusionProblem
 from featalign.spaces.graph import Space
 
-POOLED = "zip"  # needs no alignment, and was nearest after the refit in every table so far but those of toy models
+POOLED = "zip"  # needs neither an alignment nor a dictionary
 OTHERWISE = (POOLED, "ot-acts", "vanilla")  # where nothing that was recommended is possible
 
 
@@ -47,7 +48,7 @@ def recommend(
             continue
     if not found:
         return prepare(problem, named), named, why
-    taken = min(found, key=lambda name: (found[name], bool(METHODS[name].needs) and name != POOLED))
+    taken = min(found, key=lambda name: (found[name], not TRAINED.keys().isdisjoint(METHODS[name].needs)))
     if taken != named and named in found:
         why += f"; '{taken}' ends nearer to the ensemble on held-out inputs ({found[taken]:.2g}, it {found[named]:.2g})"
     elif taken != named:

@@ -21,7 +21,8 @@ class SeparateAttention(nn.Module):
     """What a `nn.MultiheadAttention` computes, by four Linear layers: `q_proj`, `k_proj`, `v_proj` and `out_proj`.
 
     Takes and returns what that module does; weights are copies of its own. Tensors pass the layers in the layout they
-    come in, so that their positions stand in one order in the whole network.
+    come in, so that their positions stand in one order in the whole network. Source: Vaswani et al. 2017, "Attention is
+    all you need", section 3.2.2.
     """
 
     q_proj: nn.Linear
@@ -58,7 +59,13 @@ class SeparateAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As `nn.MultiheadAttention.forward`."""
+        """Outputs in the layout of the queries, and weights `[samples, (heads,) queries, keys]` or None.
+
+        As `nn.MultiheadAttention.forward`: `query [samples, queries, embed_dim]` (positions first, or without samples,
+        as that module takes them), `key`, `value` alike; `key_padding_mask [samples, keys]` and `attn_mask`
+        `[queries, keys]` or `[samples * heads, queries, keys]` hide where they are true, or are added to the scores.
+        `is_causal` is a hint that changes nothing: the mask says it.
+        """
         batched = query.dim() == 3
         q, k, v = (
             self._by_head(layer(x), batched)

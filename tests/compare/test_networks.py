@@ -10,12 +10,11 @@ from featalign.clients import Cohort
 from featalign.data import unwrap
 from featalign.errors import SpaceMismatch, TraceError
 from featalign.fuse import METHODS, FusionProblem, available, solve
+from featalign.fuse.needs import TRAINED
 from featalign.spaces import Symmetry, moved, rebuilt, trace
 from featalign.spaces.check import random_transform
 
 from .networks import NETWORKS, bridge, tokens
-
-TRAINED = {"dictionaries", "transcoders"}
 
 
 @cache
@@ -54,7 +53,7 @@ def defaults(problem):
     """Methods that the cohort allows and that need no dictionaries, with and without refit."""
     for name, reason in available(problem).items():
         method = METHODS[name]
-        if reason is None and method.default and method.exact and not TRAINED & set(method.needs):
+        if reason is None and method.default and method.exact and not TRAINED.keys() & set(method.needs):
             yield from ((name, refit) for refit in method.stages)
 
 
