@@ -130,9 +130,12 @@ def match_heads(
 
 def aligned_state(module: nn.Module, graph: SpaceGraph, alignment: Alignment) -> dict[str, torch.Tensor]:
     """State dict of `module` moved by an alignment: the gauge inside its heads first, then the maps."""
-    if alignment.gauge:
-        module = rebuilt(module, gauged_state(module, graph, alignment.gauge))
-    return moved(module, graph, alignment.maps)
+    return moved(gauged(module, graph, alignment.gauge), graph, alignment.maps)
+
+
+def gauged(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The same function with what is inside heads turned by `gauge`; the module itself where that is empty."""
+    return rebuilt(module, gauged_state(module, graph, gauge)) if gauge else module
 
 
 def gauged_state(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -148,12 +151,31 @@ def gauged_state(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch
     return state
 
 
+def gauged_inputs(
+    tensor: torch.Tensor, parameter: str, dims: tuple[int, ...], graph: SpaceGraph, gauge: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """A tensor laid out like a parameter, of any size along its other dimensions, with what is inside heads turned.
+
+    Only along `dims`, which a map reads: moments of what it reads are turned like its weight.
+    """
+    tensor = tensor.clone()
+    for layer in attention_layers(graph):
+        for space in layer.inside:
+            if space.name in gauge:
+                for _, axes, block in _blocks(layer, space, {parameter: tensor}, dims):
+                    turned = torch.einsum("hde,hef->hdf", gauge[space.name], block)
+                    _write(tensor, axes, layer.heads.size, space.size, turned)
+    return tensor
+
+
 def _blocks(
-    layer: Heads, space: Space, state: Mapping[str, torch.Tensor]
+    layer: Heads, space: Space, state: Mapping[str, torch.Tensor], dims: tuple[int, ...] | None = None
 ) -> Iterator[tuple[str, tuple[Axis, Axis], torch.Tensor]]:
-    """Tensors that hold a head-internal space, as `[heads, width, features]` float64."""
+    """Tensors that hold a head-internal space (along `dims`), as `[heads, width, features]` float64."""
     head_axes = (*layer.heads.writers, *layer.heads.readers)
     for axis in (*space.writers, *space.readers):
+        if axis.parameter not in state or (dims is not None and axis.dim not in dims):
+            continue
         same = [
             h for h in head_axes if h.parameter == axis.parameter and (h.dim != axis.dim or h.offset == axis.offset)
         ]

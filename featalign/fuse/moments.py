@@ -8,12 +8,14 @@ client's own inputs, which needs of a client nothing but `G_k = E x x^T` and its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
+from featalign.align.heads import gauged, gauged_inputs
 from featalign.align.maps import Alignment, SpaceMap
 from featalign.data.inputs import Inputs
 from featalign.errors import BadOption, SpaceMismatch
@@ -164,13 +166,37 @@ def moment_refit(
         raise BadOption("maps with a shift want a probe; refit with refit=true, or match by a method without shifts")
     taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
     pieces = {k: _out_pieces(problem.graphs[k], alignments[k]) for k in taking}
+    clients = {k: gauged(problem.clients[k], problem.graphs[k], alignments[k].gauge) for k in taking}
     fits = []
     for writer in problem.writers:
         if writer.calls != 1 or not problem.paired(writer) or any(writer.name not in moments[k] for k in taking):
             continue
-        told = {k: moments[k][writer.name].double() for k in taking}
-        fits.append(_solve(problem, fused, writer, pieces, told, ridge, alpha))
+        told = {}
+        for k in taking:
+            gauge = alignments[k].gauge
+            told[k] = _turned_gram(moments[k][writer.name].double(), writer, clients[k], problem.graphs[k], gauge)
+        fits.append(_solve(problem, fused, writer, clients, pieces, told, ridge, alpha))
     return fits
+
+
+def _turned_gram(
+    second: torch.Tensor, writer: Writer, module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """Moments of what a map reads in a client, in the bases that its heads are turned into."""
+    shape = module.get_parameter(writer.weight).shape
+    whole = prod(shape[d] for d in writer.ins) + (writer.bias is not None)
+    if not gauge or len(writer.outs) != 1 or second.shape != (whole, whole):
+        return second
+    order = [1 + writer.ins.index(d) if d in writer.ins else 0 for d in range(len(shape))]
+
+    def turned(rows: torch.Tensor) -> torch.Tensor:
+        body = rows[:, :-1] if writer.bias is not None else rows
+        laid_out = body.reshape(-1, *(shape[d] for d in writer.ins)).permute(order)
+        values = gauged_inputs(laid_out, writer.weight, writer.ins, graph, gauge)
+        values = values.permute([order.index(d) for d in range(len(order))]).flatten(1)
+        return values if writer.bias is None else torch.cat([values, rows[:, -1:]], 1)
+
+    return turned(turned(second).T)
 
 
 def _out_pieces(graph: SpaceGraph, alignment: Alignment) -> Pieces:
@@ -183,6 +209,7 @@ def _solve(
     problem: FusionProblem,
     fused: nn.Module,
     writer: Writer,
+    clients: Mapping[int, nn.Module],
     pieces: Mapping[int, Pieces],
     moments: Mapping[int, torch.Tensor],
     ridge: float,
@@ -191,7 +218,7 @@ def _solve(
     initial = _matrix(fused, writer)
     gram, cross, energy = initial.new_zeros(initial.shape[1], initial.shape[1]), torch.zeros_like(initial), 0.0
     for k, second in moments.items():
-        weight, client = problem.mixing[k], problem.clients[k]
+        weight, client = problem.mixing[k], clients[k]
         own = _matrix(client, writer)
         if second.shape != (own.shape[1],) * 2:
             raise SpaceMismatch(f"moments of '{writer.name}' {list(second.shape)}; expected {own.shape[1]} squared")

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from featalign.align.activations import Held
-from featalign.align.heads import gauged_state
+from featalign.align.heads import gauged
 from featalign.align.maps import Alignment
 from featalign.data.inputs import Inputs
 from featalign.data.task import answers
@@ -29,7 +29,7 @@ from featalign.fuse.repair import Statistics, correct_norm
 from featalign.fuse.walk import PAUSED_BATCHES, Stop, Walk, passing_order
 from featalign.fuse.writers import Writer, written
 from featalign.spaces import affine
-from featalign.spaces.apply import pieces_of, rebuilt
+from featalign.spaces.apply import pieces_of
 from featalign.spaces.capture import kept, units_last
 from featalign.spaces.graph import Layer, Site
 
@@ -160,8 +160,7 @@ class _Refit:
 
     def _parent(self, client: int) -> nn.Module:
         """A client with the bases inside its heads turned like the reference's: the maps take it from there."""
-        module, gauge = self.problem.clients[client], self.alignments[client].gauge
-        return rebuilt(module, gauged_state(module, self.problem.graphs[client], gauge)) if gauge else module
+        return gauged(self.problem.clients[client], self.problem.graphs[client], self.alignments[client].gauge)
 
     def _stages(self, exact_first: bool) -> dict[Site, list[Writer]]:
         """Maps to be solved together, by where they land; with given targets every layer on its own."""

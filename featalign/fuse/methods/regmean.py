@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from featalign.align.heads import gauged_state
 from featalign.align.matchers import align
 from featalign.fuse.methods.registry import Proposal, fusion_method
 from featalign.fuse.moments import client_moments, moment_refit
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.rule import apply_rule, identity_alignment
-from featalign.spaces.apply import rebuilt
 
 RIDGE = 1e-6  # towards the average, where a Gram matrix is singular
 
@@ -28,15 +24,9 @@ def regmean(problem: FusionProblem, *, alpha: float = 0.9, start: str = "ot-acts
     others = range(len(problem.cohort))
     alignments = tuple(stay if k == problem.reference else align(problem.pair(k), start) for k in others)
     module = apply_rule(problem, alignments)
-    cohort = problem.cohort
-    turned = tuple(
-        rebuilt(client, gauged_state(client, graph, found.gauge)) if found.gauge else client
-        for client, graph, found in zip(problem.clients, problem.graphs, alignments)
-    )  # what is inside heads in the basis of the reference's: moments and weights are read there
     moments = [
         client_moments(client, graph, inputs) if weight > 0 else {}
-        for weight, client, graph, inputs in zip(problem.mixing, turned, problem.graphs, cohort.own)
+        for weight, client, graph, inputs in zip(problem.mixing, problem.clients, problem.graphs, problem.cohort.own)
     ]
-    aligned = replace(problem, cohort=cohort.changed(modules=turned))
-    fits = moment_refit(aligned, module, alignments, moments, RIDGE, alpha)
+    fits = moment_refit(problem, module, alignments, moments, RIDGE, alpha)
     return Proposal(alignments, module=module, complete=False, notes={"layers": [fit.layer for fit in fits]})
