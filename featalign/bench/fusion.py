@@ -214,7 +214,7 @@ def _pictures(
     from featalign import data
     from featalign.clients import Cohort, models, train_clients
 
-    dataset: Any = data.load(name)
+    dataset: Any = data.load(name, progress=progress)
     kind: Any = models[family]
     parts = data.partition(dataset.train_labels, split, len(shapes), seed, dataset.class_names)
     training = kind.recipe(min(len(part) for part in parts.indices), **recipe)
