@@ -1,4 +1,4 @@
-"""Attention heads: matched as units, and turned inside into the basis of their partners.
+"""Attention heads: matched as units, and turned inside into the basis of their partners. Groups of channels likewise.
 
 Inside a head only the query-key product `W_Q W_K^T` and the output-value product `W_V W_O` matter: any orthogonal
 change of the head's own basis leaves both alone. Heads are matched by these products; then the source's heads are
@@ -24,14 +24,16 @@ from featalign.transport import solve
 
 @dataclass(frozen=True)
 class Heads:
-    """The spaces of one attention layer: heads as units, and what lies inside a head.
+    """The spaces of one attention layer, or of one run of grouped channels: what are units, and what lies inside them.
 
     Attributes:
+        heads: the heads, or the groups of channels (grouped convolutions, group normalisation).
         inner: query-key and output-value bases that may be turned.
-        members: the query heads within groups that share keys and values; the groups are the heads then. None where
-            every head has keys and values of its own.
-        inside: `members` and all bases, those that keep their directions (rotary positions) too.
+        members: the query heads within groups that share keys and values; the groups are the heads then. Or the
+            channels of a group that are read outside. None where nothing may be ordered.
+        inside: `members` and all bases, those that keep their directions (rotary positions) too; all channels.
         nested: whether these are themselves the query heads within groups, which hold the bases.
+        channels: whether these are groups of channels.
     """
 
     heads: Space
@@ -39,6 +41,7 @@ class Heads:
     members: Space | None = None
     inside: tuple[Space, ...] = ()
     nested: bool = False
+    channels: bool = False
 
 
 def attention_layers(graph: SpaceGraph) -> list[Heads]:
@@ -69,6 +72,38 @@ def _within(space: Space, other: Space) -> bool:
         for axis in space.writers
         for outer in other.writers
     )
+
+
+def grouped_layers(graph: SpaceGraph) -> list[Heads]:
+    """Groups of channels that a convolution or a normalisation keeps together, with the channels inside."""
+    attention = {space.name for found in attention_layers(graph) for space in (found.heads, *found.inside)}
+    spaces = [space for space in graph.hidden if space.name not in attention]
+    found = []
+    for space in spaces:
+        inside = tuple(other for other in spaces if other is not space and _tiles(other, space))
+        if inside and not any(_tiles(space, other) for other in spaces):
+            outside = {axis.parameter for axis in space.readers}
+            read = [other for other in inside if any(axis.parameter in outside for axis in other.readers)]
+            members = read[0] if len(read) == 1 else None
+            found.append(Heads(space, members=members, inside=inside, channels=True))
+    return found
+
+
+def whole_layers(graph: SpaceGraph) -> list[Heads]:
+    """Heads and groups of channels that may be picked whole; query heads within groups go with their group."""
+    return [found for found in (*attention_layers(graph), *grouped_layers(graph)) if not found.nested]
+
+
+def _tiles(space: Space, other: Space) -> bool:
+    """Whether the units lie inside those of another space, side by side in each."""
+
+    def inside(axis: Axis, outer: Axis) -> bool:
+        width = space.size * axis.repeat
+        place = (axis.parameter, axis.dim, axis.offset) == (outer.parameter, outer.dim, outer.offset)
+        fits = outer.repeat % width == 0 and axis.tile == outer.tile * other.size * (outer.repeat // width)
+        return place and fits and outer.repeat > 1
+
+    return any(inside(axis, outer) for axis in space.writers for outer in other.writers)
 
 
 def match_nested(
@@ -141,7 +176,7 @@ def gauged(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tenso
 def gauged_state(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """State dict with what is inside heads turned by `gauge`; the module's function stays the same."""
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    for layer in attention_layers(graph):
+    for layer in (*attention_layers(graph), *grouped_layers(graph)):
         for space in layer.inside:
             if space.name not in gauge:
                 continue
@@ -159,7 +194,7 @@ def gauged_inputs(
     Only along `dims`, which a map reads: moments of what it reads are turned like its weight.
     """
     tensor = tensor.clone()
-    for layer in attention_layers(graph):
+    for layer in (*attention_layers(graph), *grouped_layers(graph)):
         for space in layer.inside:
             if space.name in gauge:
                 for _, axes, block in _blocks(layer, space, {parameter: tensor}, dims):
@@ -172,8 +207,8 @@ def _blocks(
     layer: Heads, space: Space, state: Mapping[str, torch.Tensor], dims: tuple[int, ...] | None = None
 ) -> Iterator[tuple[str, tuple[Axis, Axis], torch.Tensor]]:
     """Tensors that hold a head-internal space (along `dims`), as `[heads, width, features]` float64."""
-    head_axes = (*layer.heads.writers, *layer.heads.readers)
-    for axis in (*space.writers, *space.readers):
+    head_axes = (*layer.heads.writers, *layer.heads.readers, *layer.heads.scales)
+    for axis in (*space.writers, *space.readers, *space.scales):
         if axis.parameter not in state or (dims is not None and axis.dim not in dims):
             continue
         same = [

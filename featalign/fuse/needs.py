@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from featalign.align.heads import Heads, attention_layers
+from featalign.align.heads import Heads, whole_layers
 from featalign.fuse.code import code_layers
 from featalign.fuse.problem import FusionProblem
 from featalign.registry import Registry
@@ -117,13 +117,16 @@ def reducible(problem: FusionProblem) -> str | None:
     if unlike is not None:
         return unlike
     known = {writer.weight: writer for writer in problem.writers}
-    attention = [layer for layer in attention_layers(graph) if not layer.nested]
-    inner = {space.name for layer in attention for space in layer.inside}
+    whole = whole_layers(graph)
+    inner = {space.name for layer in whole for space in layer.inside}
+    kept = {axis.parameter for layer in whole if layer.channels for axis in layer.heads.writers}
     for space in graph.hidden:
         if any(other[space.name].symmetry is Symmetry.PINNED for other in problem.graphs):
             return f"space '{space.name}' keeps its basis in some client"
         for axis in space.readers:
             writer = known.get(axis.parameter)
+            if writer is None and space.name in inner and axis.parameter in kept:
+                continue  # stays within a group, which is picked whole
             if writer is None:
                 return f"'{axis.parameter}' reads space '{space.name}', and what it multiplies is seen at no module"
             if not problem.paired(writer):
@@ -132,8 +135,8 @@ def reducible(problem: FusionProblem) -> str | None:
             return f"what reads space '{space.name}' is seen at no module"
         shared = _shares_rows(problem, space)
         if shared is not None:
-            return f"units of space '{space.name}' lie inside those of '{shared}', and only heads are picked whole"
-    for layer in attention:
+            return f"units of space '{space.name}' lie inside those of '{shared}' and cannot be picked whole"
+    for layer in whole:
         reason = _unpicked(layer)
         if reason is not None:
             return reason
@@ -141,26 +144,30 @@ def reducible(problem: FusionProblem) -> str | None:
 
 
 def _unlike_heads(problem: FusionProblem) -> str | None:
-    """Why heads of one client cannot stand beside those of another: they are wider, or share keys with more of them."""
-    spaces = [
-        space for space in problem.graph.spaces if not {"heads", "qk", "ov"}.isdisjoint(space.name.split(".")[-2:])
-    ]
-    for space in spaces:
+    """Why heads or groups of one client cannot stand beside those of another: they hold more, or share more keys."""
+    for space in problem.graph.spaces:
+        labels = {"heads", "qk", "ov"} & set(space.name.split(".")[-2:])
+        what = "head" if labels else "group"
         for name, graph in zip(problem.cohort.names, problem.graphs):
             other = graph[space.name]
             for mine, its in zip(space.writers, other.writers):
-                wide = (its.repeat, mine.repeat) if space.name.endswith("heads") else (other.size, space.size)
+                inside = labels and not space.name.endswith("heads")
+                wide = (other.size, space.size) if inside else (its.repeat, mine.repeat)
                 if wide[0] != wide[1]:
                     return (
-                        f"'{space.name}' takes {wide[0]} entries of '{mine.parameter}' for each head in client {name} "
-                        f"and {wide[1]} in the reference, and heads are picked as they are"
+                        f"'{space.name}' takes {wide[0]} entries of '{mine.parameter}' for each {what} in client "
+                        f"{name} and {wide[1]} in the reference, and {what}s are picked as they are"
                     )
     return None
 
 
 def _unpicked(layer: Heads) -> str | None:
-    """Why heads, or groups of query heads, cannot be picked whole from all clients; None where they can."""
+    """Why heads, or groups of query heads or channels, cannot be picked whole from all clients; None where they can."""
     inside = {axis.parameter for axis in layer.heads.writers}
+    if layer.channels:
+        counts = sorted({axis.repeat for axis in layer.heads.readers})
+        if len(counts) != 1:
+            return f"groups of '{layer.heads.name}' are read as {' and '.join(map(str, counts))} numbers each"
     for base in layer.inside:
         if any(axis.parameter not in inside for axis in base.writers):
             return (
@@ -170,8 +177,8 @@ def _unpicked(layer: Heads) -> str | None:
 
 
 def _shares_rows(problem: FusionProblem, space: Space) -> str | None:
-    """Another space along the same dimension of a weight, unless it belongs to attention heads."""
-    heads = {each.name for found in attention_layers(problem.graph) for each in (found.heads, *found.inside)}
+    """Another space along the same dimension of a weight, unless it belongs to heads or groups."""
+    heads = {each.name for found in whole_layers(problem.graph) for each in (found.heads, *found.inside)}
     if space.name in heads:
         return None
     mine = {(axis.parameter, axis.dim) for axis in space.writers}

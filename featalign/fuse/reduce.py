@@ -2,7 +2,8 @@
 
 Behind an elementwise nonlinearity or a norm with gains, `J` picks units: one choice for every depth of a stream, by the
 summed greedy gains over all the maps that read it. Heads are picked whole (groups of query heads with the keys and
-values that they share), by how much of what attention adds to the reduced stream their outputs explain. A linear space
+values that they share), by how much of what attention adds to the reduced stream their outputs explain; so are groups
+of channels, by how strongly they are read. A linear space
 is reduced by a registered reduction (`linear`) from the joint rows of everything that is read from it: behind a norm
 every position counts as the norm scales it. No alignment is needed.
 """
@@ -63,7 +64,7 @@ def reduced(
 
     `room` weighs the clients in the choice of what the fused spaces hold; the mixing weights unless given. `linear`
     names a registered reduction of linear spaces; raises `UnknownName` for others. `width` times the reference's units
-    are picked; heads, linear spaces and streams that heads write to keep the reference's size.
+    are picked; heads, groups, linear spaces and streams that heads write to keep the reference's size.
     """
     reduction = REDUCTIONS[linear]
     mixing, problem = problem.mixing, problem.mixed(tuple(room or problem.mixing))
@@ -241,7 +242,7 @@ def _pools(
                 units = [_read(problem, k, space, writer, axis, h).double() for k, h in enumerate(held)]
                 pool.rest = units[0].shape[2] if picks_heads else 1
                 joint = torch.cat([u.flatten(1) if picks_heads else _samples(u) for u in units], 1)
-                wanted = _wanted(problem, space, writer, batch, held, outputs, units, maps)
+                wanted = _wanted(problem, space, writer, batch, held, outputs, units, maps, picks_heads)
                 pool.crosses.setdefault(writer.name, Cross(exact=picks_heads)).add(joint, wanted)
                 if space.name not in known:
                     grams.setdefault(space.name, {}).setdefault(writer.name, Gram()).add(joint)
@@ -276,8 +277,9 @@ def _wanted(
     outputs: Sequence[torch.Tensor],
     units: Sequence[torch.Tensor],
     maps: Maps,
+    grouped: bool,
 ) -> torch.Tensor:
-    """What a map wants of the space it reads, `[samples, targets]`.
+    """What a map wants of the space it reads, `[samples, targets]`; a row for every position that is read as one.
 
     The task's target of a readout; what is added to a reduced stream; else the outputs of all clients, weighted by the
     square root of their mixing weights. Where patches or flattened positions are read, the units themselves as
@@ -287,8 +289,10 @@ def _wanted(
     whole = not writer.convolves(module) and units[problem.reference][0].numel() == writer.width(module)
     taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
     if not whole or (units[0].shape[2] > 1 and written(problem.graph, writer) not in maps):
-        parts = [problem.mixing[k] ** 0.5 * _strength(problem, k, space, writer) * _samples(units[k]) for k in taking]
-        return torch.cat(parts, 1)
+        strengths = {k: problem.mixing[k] ** 0.5 * _strength(problem, k, space, writer) for k in taking}
+        if grouped:
+            return torch.cat([(strengths[k] * units[k]).flatten(1) for k in taking], 1)
+        return torch.cat([strengths[k].pow(2).sum(1).sqrt() * _samples(units[k]) for k in taking], 1)
     if writer.readout:
         rows = [units_last(kept(out, batch.mask), False) for out in outputs]
         return readout_target(problem, rows, head_of(problem))
@@ -300,12 +304,12 @@ def _wanted(
 
 
 def _strength(problem: FusionProblem, k: int, space: Space, writer: Writer) -> torch.Tensor:
-    """`[n]`: norm of everything that a map of client k multiplies with each unit."""
+    """`[n, repeat]`: norm of everything that a map of client k multiplies with each number of each unit."""
     axis = _own(problem, k, space, next(a for w, a in roles(problem).readers[space.name] if w == writer))
     weight = problem.clients[k].get_parameter(writer.weight).detach().double().movedim(axis.dim, 0)
     size = problem.graphs[k][space.name].size
     part = weight[axis.offset : axis.offset + axis.tile * size * axis.repeat]
-    return part.reshape(axis.tile, size, -1).pow(2).sum((0, 2)).sqrt()
+    return part.reshape(axis.tile, size, axis.repeat, -1).pow(2).sum((0, 3)).sqrt()
 
 
 def _chosen(problem: FusionProblem, pool: Pool, count: int) -> torch.Tensor:
@@ -322,7 +326,7 @@ def _chosen(problem: FusionProblem, pool: Pool, count: int) -> torch.Tensor:
     if pool.rest == 1:
         return torch.as_tensor(select_columns(grams, crosses, count, active)).sort().values
     columns = (active[:, None] * pool.rest + torch.arange(pool.rest)).flatten()
-    picked = select_groups(grams[0].whole()[columns][:, columns], crosses[0][columns], count, pool.rest)
+    picked = select_groups(grams[0].whole()[columns][:, columns], torch.cat(crosses, 1)[columns], count, pool.rest)
     return active[torch.as_tensor(picked)].sort().values
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from featalign.align.heads import Heads, attention_layers
+from featalign.align.heads import Heads, whole_layers
 from featalign.align.maps import ROTATIONS
 from featalign.fuse.problem import FusionProblem
 from featalign.fuse.writers import Writer, written
@@ -18,8 +18,8 @@ class Roles:
 
     Attributes:
         projected, selected: linear spaces, and those whose units are picked.
-        heads: attention layers, whose heads (or groups of query heads) are picked.
-        inner: spaces inside heads, which follow their head.
+        heads: attention layers, whose heads (or groups of query heads) are picked, and groups of channels.
+        inner: spaces inside heads or groups, which follow them.
         readers: by space, the maps that read it and where it lies in what they read.
     """
 
@@ -33,9 +33,9 @@ class Roles:
 def roles(problem: FusionProblem) -> Roles:
     """The role of every hidden space of a problem."""
     graph = problem.graph
-    attention = tuple(found for found in attention_layers(graph) if not found.nested)
-    heads = {found.heads.name for found in attention}
-    inner = {space.name for found in attention for space in found.inside}
+    whole = tuple(whole_layers(graph))
+    heads = {found.heads.name for found in whole}
+    inner = {space.name for found in whole for space in found.inside}
     readers = {
         space.name: tuple((w, axis) for w in problem.writers if (axis := w.reading(space)) is not None)
         for space in graph.hidden
@@ -44,7 +44,7 @@ def roles(problem: FusionProblem) -> Roles:
     return Roles(
         tuple(space for space in plain if space.symmetry in ROTATIONS),
         tuple(space for space in plain if space.symmetry not in ROTATIONS),
-        attention,
+        whole,
         tuple(space for space in graph.hidden if space.name in inner),
         readers,
     )
@@ -52,7 +52,8 @@ def roles(problem: FusionProblem) -> Roles:
 
 def selected_streams(problem: FusionProblem, found: Roles) -> list[Space]:
     """Streams whose norms keep their gains (post-norm): their units are picked before the heads that write to them."""
-    writing = [writer for layer in found.heads for writer, _ in found.readers[layer.heads.name]]
+    attention = [layer.heads.name for layer in found.heads if not layer.channels]
+    writing = [writer for name in attention for writer, _ in found.readers[name]]
     fed = {written(problem.graph, writer) for writer in writing}
     return [space for space in found.selected if space.name in fed]
 

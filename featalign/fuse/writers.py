@@ -129,10 +129,8 @@ class Writer:
 
     def by_unit(self, x: torch.Tensor, module: nn.Module, axis: Axis, size: int) -> torch.Tensor:
         """Inputs `[rows, width]` as `[rows, size, rest]`: what of them belongs to each unit of a space."""
-        if self.convolves(module):
-            return x[:, :, None]
         shape = module.get_parameter(self.weight).shape
-        dims = [shape[d] for d in self.ins]
+        dims = [shape[1]] if self.convolves(module) else [shape[d] for d in self.ins]
         values = x.reshape(-1, *dims).movedim(1 + self.ins.index(axis.dim), 1).reshape(len(x), shape[axis.dim], -1)
         part = values[:, axis.offset : axis.offset + axis.tile * size * axis.repeat]
         return part.reshape(len(x), axis.tile, size, -1).movedim(2, 1).reshape(len(x), size, -1)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featalign.align.heads import attention_layers, gauged_state
+from featalign.align.heads import attention_layers, gauged_state, grouped_layers
 from featalign.clients.cohort import Cohort
 from featalign.clients.families.conv1d import Conv1dConfig
 from featalign.clients.families.decoder import DecoderConfig
@@ -63,6 +63,17 @@ def hooked(groups, heads=4):
     return make
 
 
+def grouped(seed):
+    """Convolutions in groups behind plain ones, with batch and group normalisation, and filters of one channel each."""
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 1), nn.ReLU(), nn.Conv2d(7, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 18, 3, padding=1, groups=3), nn.BatchNorm2d(18), nn.ReLU(),
+        nn.Conv2d(18, 8, 1), nn.GroupNorm(4, 8), nn.ReLU(),
+        nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Conv2d(6, 12, 3, groups=6), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5),
+    )  # fmt: skip
+
+
 KINDS = {
     "decoder": (DECODER, TOKENS),
     "vit": (ViTConfig(size=8, patch=4, width=8, depth=2, heads=2, hidden=12), PICTURES),
@@ -73,6 +84,7 @@ KINDS = {
     "llama": (llama(4), TOKENS),
     "grouped-llama": (llama(2), TOKENS),
     "grouped-hooked": (hooked(2), TOKENS),
+    "grouped-convolutions": (grouped, PICTURES),
 }
 
 
@@ -212,6 +224,42 @@ def test_query_heads_may_stand_in_another_order_in_every_group(kind):
     assert torch.allclose(outputs(twin, probe), outputs(module, probe), atol=1e-5)
     for refit in (False, True):
         assert apart(solve(problem([twin, module], probe), "zip", refit=refit), module, probe) < 1e-5
+
+
+def test_channels_may_stand_in_another_order_in_every_group():
+    module = client(grouped)
+    graph = trace(module, PICTURES[:2])
+    layers = grouped_layers(graph)
+    assert [(layer.heads.size, len(layer.inside), layer.members.size) for layer in layers] == [
+        (3, 2, 6), (4, 1, 2), (6, 1, 2)
+    ]  # fmt: skip
+    order = torch.stack([torch.randperm(6, generator=torch.Generator().manual_seed(k)) for k in range(3)])
+    gauge = {layers[0].members.name: torch.eye(6, dtype=torch.float64)[order]}
+    twin = rebuilt(module, gauged_state(module, graph, gauge))
+    assert not torch.equal(twin[5].weight, module[5].weight)
+    assert torch.allclose(outputs(twin, PICTURES), outputs(module, PICTURES), atol=1e-5)
+    for refit in (False, True):
+        assert apart(solve(problem([twin, module], PICTURES), "zip", refit=refit), module, PICTURES) < 1e-5
+
+
+def test_a_group_of_channels_comes_whole_from_one_client():
+    found = problem([client(grouped, seed) for seed in (1, 2)], PICTURES)
+    result = solve(found, "zip", refit=True)
+    filters = [list(each[5].weight.unflatten(0, (3, 6))) for each in (*found.clients, result.module)]
+    for group in filters[2]:
+        assert any(torch.allclose(group, other, atol=1e-6) for other in (*filters[0], *filters[1]))
+    assert sum(result.notes["units_from_client"]["2.groups"]) == 3
+
+
+def test_groups_of_another_size_are_refused():
+    def narrow(seed):
+        module = grouped(seed)
+        module[5] = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+        module[6], module[8] = nn.BatchNorm2d(12), nn.Conv2d(12, 8, 1)
+        return module
+
+    reason = available(problem([client(narrow), client(grouped)], PICTURES))["zip"]
+    assert "for each group in client A and 6 in the reference" in reason
 
 
 @pytest.mark.parametrize("make", [llama, hooked])

@@ -161,7 +161,7 @@ def _space(result: CompareResult, space: str) -> Section:
     first = rows.iloc[0]
     section = Section(f"Space {space}")
     if first["regime"] is not None:
-        words = "<b>{name}</b>, recommended decode: <b>{recommended}</b>. {explanation}"
+        words = "<b>{name}</b>, which speaks for <b>{recommended}</b> before any refit. {explanation}"
         explanation = first["explanation"][:1].upper() + first["explanation"][1:]
         section.verdict(rich(words, name=first["regime"], recommended=first["recommended"], explanation=explanation))
     sizes = dict.fromkeys((first["units_first"], first["units"]))
