@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeGuard
@@ -12,9 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from featalign.errors import SpaceMismatch
-from featalign.spaces.apply import rebuilt
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+State = dict[str, torch.Tensor]
 
 
 class SeparateAttention(nn.Module):
@@ -124,56 +123,31 @@ def layer_by_layer() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def separated(module: nn.Module) -> nn.Module:
-    """A copy with every `nn.MultiheadAttention` taken apart; the module itself where there is none.
-
-    Those with learned keys and values of their own (`add_bias_kv`), or a position of zeros, stay.
-    """
-    if not any(_separable(part) for part in module.modules()):
-        return module
-    if isinstance(module, nn.MultiheadAttention):
-        return SeparateAttention(module)
-    result = copy.deepcopy(module)
-    made: dict[int, nn.Module] = {}
-    for part in list(result.modules()):
-        if isinstance(part, nn.TransformerEncoder):
-            part.use_nested_tensor = False
-        for name, child in list(part._modules.items()):  # children under two names appear under both
-            if child is not None and _separable(child):
-                made[id(child)] = made.get(id(child)) or SeparateAttention(child)
-                setattr(part, name, made[id(child)])
-    return result
-
-
-def packed(fused: nn.Module, like: nn.Module) -> nn.Module:
-    """A network whose attention was taken apart in the layout of `like`, which it came from.
-
-    Raises `SpaceMismatch` where its heads do not fill the stream that they write to, as they have to in a
-    `nn.MultiheadAttention`.
-    """
-    state, own = dict(fused.state_dict()), like.state_dict()
-    for name, part in like.named_modules(remove_duplicate=False):
-        if not _separable(part):
-            continue
-        prefix = f"{name}." if name else ""
-        for kind in ("weight", "bias"):
-            parts = [state.pop(f"{prefix}{each}.{kind}", None) for each in PROJECTIONS]
-            if parts[0] is None:
-                continue
-            if kind == "weight" and f"{prefix}in_proj_weight" not in own:
-                state |= {f"{prefix}{each}_weight": found for each, found in zip(PROJECTIONS, parts)}
-                continue
-            state[f"{prefix}in_proj_{kind}"] = torch.cat(parts)
-        for key in (key for key in own if key.startswith(prefix) and key in state):
-            if state[key].shape != own[key].shape:
-                raise SpaceMismatch(
-                    f"'{key}' would be {list(state[key].shape)}, and {type(part).__name__} '{name}' holds "
-                    f"{list(own[key].shape)}; keep the reference's width, or the network in canonical form"
-                )
-    return rebuilt(like, state)
-
-
-def _separable(part: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
-    """Whether it is torch's own attention, without learned keys and values."""
+def separable(part: nn.Module) -> TypeGuard[nn.MultiheadAttention]:
+    """Whether it is torch's own attention, without learned keys and values or a position of zeros."""
     plain = isinstance(part, nn.MultiheadAttention) and type(part) is nn.MultiheadAttention
     return plain and part.bias_k is None and part.bias_v is None and not part.add_zero_attn
+
+
+def as_packed(state: State, prefix: str, like: nn.MultiheadAttention) -> State:
+    """What a state holds of separate projections, in the layout of the packed ones; taken out of the state.
+
+    Raises `SpaceMismatch` where its heads do not fill the stream that they write to, as they have to there.
+    """
+    own = {f"{prefix}{key}": value for key, value in like.state_dict().items()}
+    found: State = {}
+    for kind in ("weight", "bias"):
+        parts = [state.pop(f"{prefix}{each}.{kind}", None) for each in PROJECTIONS]
+        held = [part for part in parts if part is not None]
+        if kind == "weight" and f"{prefix}in_proj_weight" not in own:
+            found |= {f"{prefix}{each}_weight": part for each, part in zip(PROJECTIONS, held)}
+        elif held:
+            found[f"{prefix}in_proj_{kind}"] = torch.cat(held)
+    for key, value in own.items():
+        new = found.get(key, state.get(key))
+        if new is not None and new.shape != value.shape:
+            raise SpaceMismatch(
+                f"'{key}' would be {list(new.shape)}, and MultiheadAttention '{prefix.rstrip('.')}' holds "
+                f"{list(value.shape)}; keep the reference's width, or the network in canonical form"
+            )
+    return found

@@ -18,8 +18,9 @@ from torch import nn
 
 from featalign.errors import SpaceMismatch, TraceError
 from featalign.spaces import affine
+from featalign.spaces.apart import packed, separated
 from featalign.spaces.apply import moved, moved_tensor, pieces_of, rebuilt, unit_rows
-from featalign.spaces.attention import layer_by_layer, packed, separated
+from featalign.spaces.attention import layer_by_layer
 from featalign.spaces.capture import outputs_of
 from featalign.spaces.check import Transform, output_change
 from featalign.spaces.graph import Space, SpaceGraph, Symmetry
@@ -39,7 +40,7 @@ class Canonical:
         notes: what could not be folded and why, weights that were untied.
         template: the network's own layout with neutral norms.
         example: input on which equality was checked.
-        packed: the network that came in, where its attention was taken apart.
+        packed: the network that came in, where attention or transposed convolutions were taken apart.
     """
 
     module: nn.Module
@@ -82,7 +83,8 @@ def canonical(module: nn.Module, example: Any) -> Canonical:
     Gains (and biases, where all readers have one) go into the affine layers that read each norm; what writes a stream
     under LayerNorm is centred; a readout tied to an embedding is untied. Knows torch's and Hugging Face's norms and
     layers, and HookedTransformer. What cannot be folded (post-norm, norms read by anything but affine layers) is left
-    as it is, with a note. The projections of every `nn.MultiheadAttention` become layers.
+    as it is, with a note. The projections of every `nn.MultiheadAttention` become layers, and transposed convolutions
+    plain ones.
     """
     if type(module).__name__ == "HookedTransformer":
         return _canonical_lens(module, example)
@@ -92,7 +94,7 @@ def canonical(module: nn.Module, example: Any) -> Canonical:
     with layer_by_layer():
         moved_by = _difference(module, apart, example)
     if moved_by > _tolerance(module):
-        note = f"attention is not taken apart: outputs would move by {moved_by:.2g}"
+        note = f"modules are not taken apart: outputs would move by {moved_by:.2g}"
         found = _without_gains(module, example)
         return replace(found, notes=(note, *found.notes))
     return replace(_without_gains(apart, example), packed=module)

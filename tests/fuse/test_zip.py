@@ -74,6 +74,14 @@ def grouped(seed):
     )  # fmt: skip
 
 
+def decoding(seed):
+    """Pictures to fewer positions and back by transposed convolutions."""
+    return nn.Sequential(
+        nn.Conv2d(3, 7, 2, stride=2), nn.ReLU(), nn.ConvTranspose2d(7, 6, 4, stride=2, padding=1), nn.BatchNorm2d(6),
+        nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1),
+    )  # fmt: skip
+
+
 KINDS = {
     "decoder": (DECODER, TOKENS),
     "vit": (ViTConfig(size=8, patch=4, width=8, depth=2, heads=2, hidden=12), PICTURES),
@@ -85,6 +93,7 @@ KINDS = {
     "grouped-llama": (llama(2), TOKENS),
     "grouped-hooked": (hooked(2), TOKENS),
     "grouped-convolutions": (grouped, PICTURES),
+    "decoding": (decoding, PICTURES),
 }
 
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from featalign.errors import SpaceMismatch
 from featalign.spaces import canonical
-from featalign.spaces.attention import SeparateAttention, layer_by_layer, packed, separated
+from featalign.spaces.apart import packed, separated
+from featalign.spaces.attention import SeparateAttention, layer_by_layer
 
 
 def attention(**options: Any) -> nn.MultiheadAttention:
