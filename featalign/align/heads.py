@@ -77,16 +77,22 @@ def _within(space: Space, other: Space) -> bool:
 def grouped_layers(graph: SpaceGraph) -> list[Heads]:
     """Groups of channels that a convolution or a normalisation keeps together, with the channels inside."""
     attention = {space.name for found in attention_layers(graph) for space in (found.heads, *found.inside)}
-    spaces = [space for space in graph.hidden if space.name not in attention]
-    found = []
-    for space in spaces:
-        inside = tuple(other for other in spaces if other is not space and _tiles(other, space))
-        if inside and not any(_tiles(space, other) for other in spaces):
-            outside = {axis.parameter for axis in space.readers}
-            read = [other for other in inside if any(axis.parameter in outside for axis in other.readers)]
-            members = read[0] if len(read) == 1 else None
-            found.append(Heads(space, members=members, inside=inside, channels=True))
-    return found
+    spaces = {space.name: space for space in graph.hidden if space.name not in attention}
+    found: dict[str, list[Space]] = {}
+    for space in spaces.values():
+        beside = {name: None for axis in space.writers for name in graph.by_parameter[axis.parameter]}
+        for name in beside:
+            if name in spaces and name != space.name and _tiles(space, spaces[name]):
+                found.setdefault(name, []).append(space)
+    held = {space.name for inside in found.values() for space in inside}
+    layers = []
+    for name, inside in found.items():
+        if name in held:
+            continue
+        outside = {axis.parameter for axis in spaces[name].readers}
+        read = [space for space in inside if any(axis.parameter in outside for axis in space.readers)]
+        layers.append(Heads(spaces[name], (), read[0] if len(read) == 1 else None, tuple(inside), channels=True))
+    return layers
 
 
 def whole_layers(graph: SpaceGraph) -> list[Heads]:
@@ -176,6 +182,8 @@ def gauged(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tenso
 def gauged_state(module: nn.Module, graph: SpaceGraph, gauge: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """State dict with what is inside heads turned by `gauge`; the module's function stays the same."""
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    if not gauge:
+        return state
     for layer in (*attention_layers(graph), *grouped_layers(graph)):
         for space in layer.inside:
             if space.name not in gauge:

@@ -10,6 +10,7 @@ permutations: Ainsworth et al. 2023, algorithm 2; Sinkhorn relaxation: Mena et a
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -68,6 +69,10 @@ class LearnedSymmetries(nn.Module):
     def forward(self) -> dict[str, torch.Tensor]:
         """The state dict of the moved client."""
         maps = {**self.start.maps, **{name: self._map(space) for name, space in self.spaces.items()}}
+        if self.training:  # values are exact all the same: permutations, and rotations that are applied to float32
+            maps = {
+                name: replace(found, out=found.out.float(), into=found.into.float()) for name, found in maps.items()
+            }
         return moved_state(gauged_state(self._client[0], self.graph, self._gauge()), self.graph, maps)
 
     def _gauge(self) -> dict[str, torch.Tensor]:
@@ -114,10 +119,13 @@ def _assigned(scores: torch.Tensor) -> torch.Tensor:
 
 def _relaxed(scores: torch.Tensor) -> torch.Tensor:
     """The doubly stochastic matrix `[n, n]` that Sinkhorn's sweeps make of `exp(scores)`."""
+    kernel = (scores - scores.detach().amax(1, keepdim=True)).exp()
+    columns = kernel.new_ones(len(kernel))
+    rows = columns
     for _ in range(SWEEPS):
-        scores = scores - scores.logsumexp(1, keepdim=True)
-        scores = scores - scores.logsumexp(0, keepdim=True)
-    return scores.exp()
+        rows = 1 / (kernel @ columns)
+        columns = 1 / (rows @ kernel)
+    return rows[:, None] * kernel * columns
 
 
 def _require_exact(space: Space, found: SpaceMap) -> None:

@@ -242,7 +242,7 @@ def _pools(
                 units = [_read(problem, k, space, writer, axis, h).double() for k, h in enumerate(held)]
                 pool.rest = units[0].shape[2] if picks_heads else 1
                 joint = torch.cat([u.flatten(1) if picks_heads else _samples(u) for u in units], 1)
-                wanted = _wanted(problem, space, writer, batch, held, outputs, units, maps, picks_heads)
+                wanted = _wanted(problem, space, writer, axis, batch, held, outputs, units, maps, picks_heads)
                 pool.crosses.setdefault(writer.name, Cross(exact=picks_heads)).add(joint, wanted)
                 if space.name not in known:
                     grams.setdefault(space.name, {}).setdefault(writer.name, Gram()).add(joint)
@@ -272,6 +272,7 @@ def _wanted(
     problem: FusionProblem,
     space: Space,
     writer: Writer,
+    axis: Axis,
     batch: Batch,
     held: Sequence[Held],
     outputs: Sequence[torch.Tensor],
@@ -289,7 +290,7 @@ def _wanted(
     whole = not writer.convolves(module) and units[problem.reference][0].numel() == writer.width(module)
     taking = [k for k, weight in enumerate(problem.mixing) if weight > 0]
     if not whole or (units[0].shape[2] > 1 and written(problem.graph, writer) not in maps):
-        strengths = {k: problem.mixing[k] ** 0.5 * _strength(problem, k, space, writer) for k in taking}
+        strengths = {k: problem.mixing[k] ** 0.5 * _strength(problem, k, space, writer, axis) for k in taking}
         if grouped:
             return torch.cat([(strengths[k] * units[k]).flatten(1) for k in taking], 1)
         return torch.cat([strengths[k].pow(2).sum(1).sqrt() * _samples(units[k]) for k in taking], 1)
@@ -303,9 +304,9 @@ def _wanted(
     return torch.cat([problem.mixing[k] ** 0.5 * own[k] for k in taking], 1)
 
 
-def _strength(problem: FusionProblem, k: int, space: Space, writer: Writer) -> torch.Tensor:
+def _strength(problem: FusionProblem, k: int, space: Space, writer: Writer, axis: Axis) -> torch.Tensor:
     """`[n, repeat]`: norm of everything that a map of client k multiplies with each number of each unit."""
-    axis = _own(problem, k, space, next(a for w, a in roles(problem).readers[space.name] if w == writer))
+    axis = _own(problem, k, space, axis)
     weight = problem.clients[k].get_parameter(writer.weight).detach().double().movedim(axis.dim, 0)
     size = problem.graphs[k][space.name].size
     part = weight[axis.offset : axis.offset + axis.tile * size * axis.repeat]
