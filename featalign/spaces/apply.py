@@ -167,14 +167,20 @@ def _factors(tensor: torch.Tensor, group: list[Piece]) -> torch.Tensor:
         if matrix is None:
             continue
         dim = len(lead) + k
-        ones = matrix == 1
-        if (
-            not matrix.requires_grad and bool((ones.sum(1) == 1).all()) and int(matrix.count_nonzero()) == len(matrix)
-        ):  # copies of units
-            value = value.index_select(dim, ones.int().argmax(1))
+        copied = _copied(matrix)
+        if copied is not None:
+            value = value.index_select(dim, copied)
         else:
             value = torch.tensordot(value, matrix.to(value), dims=([dim], [1])).movedim(-1, dim)
     return value.reshape(*lead, prod(value.shape[len(lead) :]))
+
+
+def _copied(matrix: torch.Tensor) -> torch.Tensor | None:
+    """The unit that each row takes, where a map copies units and learns nothing; else None."""
+    if matrix.requires_grad or int(matrix.count_nonzero()) != len(matrix):
+        return None
+    ones = matrix == 1
+    return ones.int().argmax(1) if bool((ones.sum(1) == 1).all()) else None
 
 
 def rebuilt(module: nn.Module, state: Mapping[str, torch.Tensor]) -> nn.Module:

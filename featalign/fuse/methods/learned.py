@@ -101,6 +101,7 @@ class _Averaged:
         self.parents = tuple(_by_batch(module) for module in (source, target))
         self.network = _Runs(self.parents[1])
         self.own = dict(self.parents[1].state_dict())
+        self.mixed = {n for n, own in self.own.items() if own.is_floating_point() and bool(own.isfinite().all())}
 
     def loss(self, task: Task, inputs: Batch, share: float) -> torch.Tensor:
         """Divergence from the ensemble on a batch, with gradients of the symmetries."""
@@ -118,8 +119,8 @@ class _Averaged:
         """Outputs on a batch, with gradients of the symmetries."""
         moved, state = self.symmetries(), {}
         for name, own in self.own.items():
-            mixed = own.is_floating_point() and bool(torch.isfinite(own).all())  # masks hold -inf
-            state[f"network.{name}"] = (1 - share) * own + share * moved[name] if mixed else own
+            mixes = name in self.mixed  # masks hold -inf
+            state[f"network.{name}"] = (1 - share) * own + share * moved[name] if mixes else own
         return torch.func.functional_call(self.network, state, (inputs,))
 
 
