@@ -23,7 +23,7 @@ def curve(
         weight = step / (points - 1)
         mixed = problem.mixed(mixing_weights(weight, 2))
         for way in ways:
-            if step % every == 0 or way not in REFITTED:
+            if step % every == 0 or not way.refit:
                 yield lab.row(mixed, way, seed, part, weight)
 
 

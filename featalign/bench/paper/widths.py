@@ -12,6 +12,7 @@ from featalign.bench.paper.transfer import curve
 from featalign.fuse import mixing_weights
 
 PUBLISHED = Way("OT, activations, published rule", "ot-acts", False, {"maps": "published"})
+PUBLISHED_REFITTED = replace(PUBLISHED, row="OT, activations, published rule, refitted", refit=True)
 LOUDER = "OT, activations, at the published rule's share"
 
 
@@ -33,7 +34,7 @@ def widths(
     clients = lab.split(seed, special=label, factors=(1.0, factor))
     problem = lab.problem([client.model for client in clients], seed)
     part = f"server {factor:g} times as wide"
-    yield from curve(lab, problem, seed, part, (ACTS, PUBLISHED, *REFITTED), points, every)
+    yield from curve(lab, problem, seed, part, (ACTS, PUBLISHED, *REFITTED, PUBLISHED_REFITTED), points, every)
     for step in range(points):
         weight = step / (points - 1)
         share = factor * weight / (1 - weight + factor * weight)
