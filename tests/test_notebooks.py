@@ -6,7 +6,7 @@ import pytest
 
 pytestmark = pytest.mark.long
 
-FEWER = "import featalign; featalign.dictionaries.store.FEW_STEPS = 60"  # what is asked here is whether it runs
+FEWER = "from featalign.dictionaries import store; store.FEW_STEPS = 60"  # what is asked here is whether it runs
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 

@@ -165,10 +165,13 @@ def _pair(
     possible = [name for name, reason in available(problem).items() if reason is None and name in WITHOUT_DICTIONARIES]
     for method in methods or possible:
         own = options.get(method, {})
+        repairs = True  # until the method turns out to bring statistics of its own
         for repaired, refitted in VARIANTS:
-            if refitted in REGISTERED[method].stages:
+            if refitted in REGISTERED[method].stages and (repairs or not repaired):
                 result = solve(problem, method, refit=refitted, repair=repaired, **own)
-                rows.append(row(result.name, result.module, seconds=result.seconds))
+                repairs = repairs and (result.repaired or not repaired)
+                if result.repaired == repaired:
+                    rows.append(row(result.name, result.module, seconds=result.seconds))
         for share in curve:
             for repaired, refitted in CURVES:
                 if refitted in REGISTERED[method].stages:
