@@ -70,14 +70,14 @@ def pieces_of(graph: SpaceGraph, maps: Mapping[str, MapLike]) -> Pieces:
 
 
 def moved_tensor(tensor: torch.Tensor, name: str, pieces: Pieces, skip: tuple[int, str] | None = None) -> torch.Tensor:
-    """One parameter re-expressed, in the type of the maps (float64) if any applies; `skip` leaves out one space along
-    one dimension.
+    """One parameter re-expressed, in the wider type of it and of the maps (float64, those of `SpaceMap`); `skip` leaves
+    out one space along one dimension.
     """
     value = tensor
     for dim in range(tensor.dim()):
         chosen = [piece for piece in pieces.get((name, dim), ()) if (dim, piece.space) != skip]
         if chosen:
-            value = _along(value.to(chosen[0].matrix.dtype), dim, chosen, name)
+            value = _along(value.to(torch.promote_types(value.dtype, chosen[0].matrix.dtype)), dim, chosen, name)
     return value
 
 

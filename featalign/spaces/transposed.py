@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -26,10 +26,10 @@ class SpreadConvolution(nn.Module):
     def __init__(self, transposed: nn.ConvTranspose1d | nn.ConvTranspose2d):
         super().__init__()
         weight, bias = transposed.weight, transposed.bias
+        padding: Any = transposed.padding  # numbers: a transposed convolution takes no words
         self.stride, self.output_padding = transposed.stride, transposed.output_padding
         self.margins = [
-            spread * (size - 1) - cut
-            for spread, size, cut in zip(transposed.dilation, transposed.kernel_size, _numbers(transposed.padding))
+            spread * (size - 1) - cut for spread, size, cut in zip(transposed.dilation, transposed.kernel_size, padding)
         ]
         kind = KINDS[type(transposed)]
         self.conv = kind(
@@ -65,12 +65,6 @@ def reversed_kernel(weight: torch.Tensor, groups: int) -> torch.Tensor:
     """`[in, out / groups, kernel...]` as `[out, in / groups, kernel...]`, last position first. Its own inverse."""
     parts = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     return parts.flip(tuple(range(2, weight.dim()))).contiguous()
-
-
-def _numbers(padding: str | Sequence[int]) -> Sequence[int]:
-    """Of a transposed convolution, whose padding is never a word."""
-    assert not isinstance(padding, str)
-    return padding
 
 
 def spreadable(part: nn.Module) -> TypeGuard[nn.ConvTranspose1d | nn.ConvTranspose2d]:

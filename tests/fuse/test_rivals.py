@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from featalign.align.learned import SWEEPS, _relaxed
 from featalign.clients import Cohort
 from featalign.errors import ArchitectureMismatch, BadOption, SpaceMismatch
 from featalign.fuse import METHODS, FusionProblem, available, fuse, propose, solve
@@ -241,3 +242,13 @@ def test_widths_must_agree_where_it_is_said() -> None:
     reasons: Callable[[str], object] = available(problem).get
     for method in ("learned", "merge-many", "universe", "cca-merge", "slerp"):
         assert "equal widths" in str(reasons(method)), method
+
+
+def test_the_relaxation_is_that_of_sinkhorns_sweeps_in_logarithms() -> None:
+    scores = 6 * torch.randn(9, 9, generator=torch.Generator().manual_seed(0)).double()
+    wanted = scores
+    for _ in range(SWEEPS):
+        wanted = wanted - wanted.logsumexp(1, keepdim=True)
+        wanted = wanted - wanted.logsumexp(0, keepdim=True)
+    assert torch.allclose(_relaxed(scores), wanted.exp(), atol=1e-10)
+    assert torch.allclose(_relaxed(scores + 800), wanted.exp(), atol=1e-10)
