@@ -249,7 +249,7 @@ def bench_fusion(
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
-    """Every fusion method on five small pairs of networks: score, seconds, memory, before and after the refit."""
+    """Every fusion method on seven small pairs of networks: score, seconds, memory, before and after the refit."""
     import json
 
     from featalign.bench.fusion import fusion
@@ -267,6 +267,9 @@ def bench_fusion(
         print_rows(
             [{str(key): value for key, value in row.items()} for row in result.to_frame().to_dict("records")], False
         )
+        for name, reasons in result.left_out.items():
+            for left, why in reasons.items():
+                typer.echo(f"left out of {name}: {left} ({why})")
 
 
 @bench.command("repack")

@@ -52,3 +52,5 @@ def test_command(tiny):
     assert found.exit_code == 0, found.output
     rows = json.loads(found.stdout)["rows"]
     assert [row["stage"] for row in rows] == ["client", "client", "ensemble", "fused", "refit"]
+    shown = CliRunner().invoke(bench, ["fusion", "--pair", "tiny", "--method", "ties", "--quiet"])
+    assert shown.exit_code == 0 and "left out of tiny: ties (it adds up" in shown.stdout
