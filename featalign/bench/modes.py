@@ -197,6 +197,7 @@ class _Once(InProcess):
 def _ensemble(federation: Federation, reports: Sequence[Report], head: str | None) -> float:
     """Headline metric of all clients' networks together, weighed by samples, as the task combines or by a head."""
     from featalign.clients import Ensemble, evaluate
+    from featalign.clients.evaluation import voices_of
 
     members = []
     for report in reports:
@@ -204,7 +205,9 @@ def _ensemble(federation: Federation, reports: Sequence[Report], head: str | Non
         members[-1].load_state_dict(report.weights)
     total = sum(report.statistics["samples"] for report in reports)
     weights = [report.statistics["samples"] / total for report in reports]
-    together = Ensemble(members, weights, federation.task, head=head)
+    probe = federation.probe if head in federation.task.probed_heads else None
+    voices = None if probe is None else voices_of(members, probe, federation.task)
+    together = Ensemble(members, weights, federation.task, voices, head)
     scores = evaluate(together, federation.evaluation, federation.task)
     return scores[federation.task.metric.name]
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from featalign import data
 from featalign.data import TASKS, Batch, Classification, Metric, MultiLabel, NextToken, Regression, Scores, task_of
+from featalign.data.voices import Voices
 from featalign.errors import BadOption, TaskError, UnknownName
 
 torch.manual_seed(0)
@@ -191,10 +192,10 @@ def test_evidence_lets_those_speak_who_know_an_input():
     told = Classification().head_target([flat, -3 * flat], halves, head="evidence")
     assert told.shape == (3, 1) and told[:, 0].sign().tolist() == [0, -1, 1]
     counts = torch.tensor([[0, 5, 5], [5, 5, 5]])
-    unheard = Classification().head_target([knows, guesses], halves, counts, head="evidence")
+    unheard = Classification().head_target([knows, guesses], halves, Voices(counts), head="evidence")
     assert unheard.argmax(1).tolist() == [1, 2]  # who has seen nothing of a class does not speak for it
     with pytest.raises(BadOption, match=r"class_counts \[2, 3\]; give \[1, 3\]"):
-        Classification().head_target([knows], (1.0,), counts, head="evidence")
+        Classification().head_target([knows], (1.0,), Voices(counts), head="evidence")
 
 
 def test_a_task_from_outside_is_one_subclass(monkeypatch):

@@ -92,7 +92,8 @@ def test_gradient_steps_come_nearer_to_the_ensemble_and_are_counted(probe):
 
 def task_loss(problem, module, x):
     task, told = problem.cohort.task, [outputs(client, x) for client in problem.clients]
-    wanted = task.head_target(told, problem.mixing, head=head_of(problem))
+    head = head_of(problem)
+    wanted = task.head_target(told, problem.mixing, problem.cohort.voices(head), head)
     return float(task.head_loss(outputs(module, x).double(), wanted).mean())
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from featalign.data.batch import Batch
 from featalign.data.task import FLOOR, IGNORED, TASKS, Metric, Task, average, numbers
+from featalign.data.voices import Voices, heard
 from featalign.errors import BadOption, TaskError
 
 
@@ -35,6 +36,7 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     heads: ClassVar[tuple[str, ...]] = ("log-mixture", "evidence", "mean-logits", "cross-entropy")
     fitted_heads: ClassVar[tuple[str, ...]] = ("evidence", "cross-entropy")
+    probed_heads: ClassVar[tuple[str, ...]] = ("evidence",)
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
@@ -113,7 +115,7 @@ class Classification(Task):
         self,
         outputs: Sequence[torch.Tensor],
         weights: Sequence[float],
-        counts: torch.Tensor | None = None,
+        voices: Voices | None = None,
         head: str | None = None,
     ) -> torch.Tensor:
         """`[rows, classes]`. `log-mixture`: log of the averaged softmax, clipped, centred. `mean-logits`: their mean.
@@ -123,11 +125,12 @@ class Classification(Task):
         lets those speak who know inputs of that kind.
         """
         self.check_head(head)
+        voices = voices or Voices()
         if head == "mean-logits":
             return average(outputs, weights)
         if head == "evidence":
-            return self._back(self.evidence(outputs, weights, counts), outputs[0])
-        target = self.mixture(outputs, weights, counts).clamp_min(1e-30).log().clamp_min(FLOOR)
+            return self._back(self.evidence(outputs, weights, voices), outputs[0])
+        target = self.mixture(outputs, weights, voices.counts).clamp_min(1e-30).log().clamp_min(FLOOR)
         return self._back(target - target.mean(-1, keepdim=True), outputs[0])
 
     def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -153,8 +156,12 @@ class Classification(Task):
         mixed = (_shares(logits, weights, counts) * logits.softmax(-1)).sum(0)
         return mixed / mixed.sum(-1, keepdim=True)
 
+    def voices(self, outputs: Sequence[torch.Tensor], counts: torch.Tensor | None = None) -> Voices:
+        """From the answers of all clients on the same inputs; see `data.voices`."""
+        return heard(self._stacked(outputs).flatten(1, -2), counts)
+
     def evidence(
-        self, outputs: Sequence[torch.Tensor], weights: Sequence[float], counts: torch.Tensor | None = None
+        self, outputs: Sequence[torch.Tensor], weights: Sequence[float], voices: Voices | None = None
     ) -> torch.Tensor:
         """Log of averaged exponentials, centred: `log sum_k lambda_k exp(z_k)` of centred logits, `[..., classes]`.
 
@@ -162,11 +169,17 @@ class Classification(Task):
         is secretly an energy based model", section 3), and its sum over classes tells inputs that a client knows from
         others (Liu et al. 2020, "Energy-based out-of-distribution detection"). So this is the posterior of the pooled
         data: clients speak for an input in proportion to how well they know it, which averaged probabilities ignore.
-        Logits are centred because softmax leaves their mean open. `counts` as in `mixture`.
+        Logits are centred because softmax leaves their mean open.
+
+        With `voices`, each client speaks for a class by its counts (as in `mixture`), and its energy `E_k = log sum_y
+        exp(z_k)` counts to the power of the temper: `log sum_k s_k(y) exp(z_k - (1 - temper) E_k)`, which is the
+        mixture of answers at a temper of 0.
         """
+        voices = voices or Voices()
         logits = self._stacked(outputs)
         centred = logits - logits.mean(-1, keepdim=True)
-        total = (centred + _shares(logits, weights, counts).log()).logsumexp(0)
+        spoken = centred - (1 - voices.temper) * centred.logsumexp(-1, keepdim=True)
+        total = (spoken + _shares(logits, weights, voices.counts).log()).logsumexp(0)
         return total - total.mean(-1, keepdim=True)
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:

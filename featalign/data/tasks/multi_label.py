@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from featalign.data.batch import Batch
 from featalign.data.task import FLOOR, IGNORED, TASKS, Metric, Task, average, numbers
+from featalign.data.voices import Voices
 from featalign.errors import TaskError
 
 
@@ -73,7 +74,7 @@ class MultiLabel(Task):
         self,
         outputs: Sequence[torch.Tensor],
         weights: Sequence[float],
-        counts: torch.Tensor | None = None,
+        voices: Voices | None = None,
         head: str | None = None,
     ) -> torch.Tensor:
         self.check_head(head)

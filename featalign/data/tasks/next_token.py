@@ -11,6 +11,7 @@ import torch
 from featalign.data.batch import Batch
 from featalign.data.task import IGNORED, TASKS, Metric, Task
 from featalign.data.tasks.classification import Classification
+from featalign.data.voices import Voices
 from featalign.errors import TaskError
 
 
@@ -90,10 +91,10 @@ class NextToken(Task):
         self,
         outputs: Sequence[torch.Tensor],
         weights: Sequence[float],
-        counts: torch.Tensor | None = None,
+        voices: Voices | None = None,
         head: str | None = None,
     ) -> torch.Tensor:
-        return Classification().head_target(outputs, weights, counts, head)
+        return Classification().head_target(outputs, weights, voices, head)
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
         return Classification().divergence(outputs, ensemble)
