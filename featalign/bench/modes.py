@@ -197,7 +197,7 @@ class _Once(InProcess):
 def _ensemble(federation: Federation, reports: Sequence[Report], head: str | None) -> float:
     """Headline metric of all clients' networks together, weighed by samples, as the task combines or by a head."""
     from featalign.clients import Ensemble, evaluate
-    from featalign.clients.evaluation import voices_of
+    from featalign.clients.evaluation import answers_on
 
     members = []
     for report in reports:
@@ -205,9 +205,8 @@ def _ensemble(federation: Federation, reports: Sequence[Report], head: str | Non
         members[-1].load_state_dict(report.weights)
     total = sum(report.statistics["samples"] for report in reports)
     weights = [report.statistics["samples"] / total for report in reports]
-    probe = federation.probe if head in federation.task.probed_heads else None
-    voices = None if probe is None else voices_of(members, probe, federation.task)
-    together = Ensemble(members, weights, federation.task, voices, head)
+    temper = federation.task.temper(answers_on(members, federation.probe)) if federation.probe is not None else 1.0
+    together = Ensemble(members, weights, federation.task, head=head, temper=temper)
     scores = evaluate(together, federation.evaluation, federation.task)
     return scores[federation.task.metric.name]
 

@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from featalign import options as typed
-from featalign.clients.evaluation import voices_of
+from featalign.clients.evaluation import answers_on
 from featalign.clients.training import check_finite
 from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
 from featalign.data.partition import client_names
 from featalign.data.task import Task, task_of
-from featalign.data.voices import Voices
 from featalign.errors import ArchitectureMismatch, BadOption, FeatalignError, ProbeError, TraceError
 from featalign.spaces import Canonical, canonical, trace, weakest
 from featalign.spaces.capture import evaluating
@@ -156,13 +155,12 @@ class Cohort:
         """Two samples of the probe."""
         return self.probe.example()
 
-    def voices(self, head: str | None = None) -> Voices:
-        """By how much each client is heard in a readout target of the task."""
-        return self._heard if head in self.task.probed_heads else Voices(self.class_counts)
-
     @cached_property
-    def _heard(self) -> Voices:
-        return voices_of(self.modules, self.probe, self.task, self.class_counts)
+    def temper(self) -> float:
+        """How far the clients' confidence may be compared, by what they answer on the probe (`Task.temper`)."""
+        if len(self) < 3 or "evidence" not in self.task.heads:
+            return 1.0
+        return self.task.temper(answers_on(self.modules, self.probe))
 
     def based_on(self, client: int) -> Cohort:
         """The same clients, with fused networks in the layout of another one."""

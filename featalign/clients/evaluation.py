@@ -12,11 +12,10 @@ from featalign.data.batch import unwrap
 from featalign.data.inputs import Inputs
 from featalign.data.task import Scores, Task, task_of
 from featalign.data.tasks.classification import Classification
-from featalign.data.voices import Voices
 from featalign.errors import BadOption
 from featalign.spaces.capture import evaluating, kept
 
-HEARD = 2_000_000  # outputs of each network that tell what it knows
+ENOUGH = 2_000_000  # outputs of a network that say how sure it is
 
 
 def outputs(module: nn.Module, inputs: Any) -> torch.Tensor:
@@ -47,11 +46,8 @@ def evaluate(module: nn.Module, inputs: Any, task: Task | str | None = None) -> 
     return scores.result()
 
 
-def voices_of(modules: Sequence[nn.Module], inputs: Inputs, task: Task, counts: torch.Tensor | None = None) -> Voices:
-    """By how much each network is heard, from what all answer on the first `HEARD` outputs of inputs without labels.
-
-    `counts [networks, classes]` are label counts where they are known; they take the place of what answers tell.
-    """
+def answers_on(modules: Sequence[nn.Module], inputs: Inputs) -> list[torch.Tensor]:
+    """Outputs `[rows, ...]` of every network on the same inputs, without padding, up to `ENOUGH` numbers of each."""
     told: list[list[torch.Tensor]] = [[] for _ in modules]
     held = 0
     for batch in inputs:
@@ -59,9 +55,9 @@ def voices_of(modules: Sequence[nn.Module], inputs: Inputs, task: Task, counts: 
             with evaluating(module):
                 rows.append(kept(unwrap(batch.run(module)), batch.mask))
         held += told[0][-1].numel()
-        if held >= HEARD:
+        if held >= ENOUGH:
             break
-    return task.voices([torch.cat(rows) for rows in told], counts)
+    return [torch.cat(rows) for rows in told]
 
 
 class Ensemble(nn.Module):
@@ -71,8 +67,9 @@ class Ensemble(nn.Module):
         members: the networks, called with whatever arguments the ensemble is called with.
         weights: of the networks; equal ones by default.
         task: how outputs combine; averaged probabilities for classification.
-        voices: by how much each network is heard, for tasks that can weigh them (`Voices(counts)`, `voices_of`).
+        counts: `[networks, classes]` label counts, for tasks that can weigh networks by what they saw.
         head: a readout target of the task to return instead (`mean-logits`: plain averages).
+        temper: how far the confidence of the networks may be compared (`Task.temper`).
     """
 
     def __init__(
@@ -80,14 +77,15 @@ class Ensemble(nn.Module):
         modules: Sequence[nn.Module],
         weights: Sequence[float] | None = None,
         task: Task | None = None,
-        voices: Voices | None = None,
+        counts: torch.Tensor | None = None,
         head: str | None = None,
+        temper: float = 1.0,
     ):
         super().__init__()
         self.members = nn.ModuleList(modules)
         self.weights = tuple(weights) if weights is not None else (1 / len(modules),) * len(modules)
         self.task = task or Classification()
-        self.voices, self.head = voices or Voices(), head
+        self.counts, self.head, self.temper = counts, head, temper
         if len(self.weights) != len(self.members):
             raise BadOption(f"{len(self.weights)} weights for {len(self.members)} networks; give one each")
         self.task.check_head(head)
@@ -96,5 +94,5 @@ class Ensemble(nn.Module):
         """Combined outputs, shaped like one network's."""
         found = [unwrap(member(*args, **kwargs)) for member in self.members]
         if self.head is None:
-            return self.task.combine(found, self.weights, self.voices.counts)
-        return self.task.head_target(found, self.weights, self.voices, self.head).to(found[0])
+            return self.task.combine(found, self.weights, self.counts)
+        return self.task.head_target(found, self.weights, self.counts, self.head, self.temper).to(found[0])

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 from featalign.data.batch import Batch
-from featalign.data.voices import Voices
 from featalign.errors import BadOption, TaskError
 from featalign.registry import Registry
 
@@ -70,7 +69,6 @@ class Task:
         metrics: the first is the headline.
         heads: names of readout targets for the refit.
         fitted_heads: those whose readout is fitted by `head_loss`, not by least squares.
-        probed_heads: those whose target depends on how the clients answer on the probe (`voices`).
         class_names: of classes, labels or outputs, where there are any.
     """
 
@@ -78,7 +76,6 @@ class Task:
     metrics: tuple[Metric, ...] = ()
     heads: ClassVar[tuple[str, ...]] = ("mean",)
     fitted_heads: ClassVar[tuple[str, ...]] = ()
-    probed_heads: ClassVar[tuple[str, ...]] = ()
     class_names: tuple[str, ...] = ()
 
     @property
@@ -156,16 +153,17 @@ class Task:
         self,
         outputs: Sequence[torch.Tensor],
         weights: Sequence[float],
-        voices: Voices | None = None,
+        counts: torch.Tensor | None = None,
         head: str | None = None,
+        temper: float = 1.0,
     ) -> torch.Tensor:
         """What the fused readout should output, from the clients' outputs, without labels; float64, their shape."""
         self.check_head(head)
         return average(outputs, weights)
 
-    def voices(self, outputs: Sequence[torch.Tensor], counts: torch.Tensor | None = None) -> Voices:
-        """By how much each client is heard in the targets of `probed_heads`, from outputs on the probe."""
-        return Voices(counts)
+    def temper(self, outputs: Sequence[torch.Tensor]) -> float:
+        """How far the confidence of different clients may be compared, from 0 to 1, by outputs on the same inputs."""
+        return 1.0
 
     def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Loss `[rows]` of a readout's outputs `[rows, outputs]` against what the target's outputs stand for."""

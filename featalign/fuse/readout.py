@@ -23,12 +23,12 @@ def readout_target(
     """
     taking = range(len(problem.cohort)) if taking is None else taking
     mixing = [problem.mixing[k] for k in taking]
-    voices = problem.cohort.voices(head).of(taking)
+    counts = None if problem.cohort.class_counts is None else problem.cohort.class_counts[list(taking)]
     told = [(weight, out.double()) for weight, out in zip(mixing, outputs) if weight > 0]
     mean = torch.stack([weight * out for weight, out in told]).sum(0)
     apart = torch.stack([(out - told[0][1]).abs().amax(-1) for _, out in told]).amax(0)
     agreed = apart <= AGREED * told[0][1].abs().amax(-1)
-    target = problem.cohort.task.head_target(outputs, mixing, voices, head)
+    target = problem.cohort.task.head_target(outputs, mixing, counts, head, problem.cohort.temper)
     return torch.where(agreed[:, None], mean, target.double())
 
 

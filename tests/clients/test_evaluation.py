@@ -7,7 +7,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from featalign.clients import Ensemble, MLPConfig, build, evaluate, outputs
 from featalign.data import Classification, Inputs, NextToken, Regression
-from featalign.data.voices import Voices
 from featalign.errors import BadOption, TaskError
 
 X = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
@@ -47,7 +46,7 @@ def test_ensembles_combine_as_the_task_says():
     assert Ensemble(heads, task=NextToken())(sequences).shape == (2, 5, 4)
     assert evaluate(ensemble, (X, Y))["loss"] <= max(evaluate(A, (X, Y))["loss"], evaluate(B, (X, Y))["loss"])
     counts = torch.tensor([[1, 0, 1], [0, 1, 1]])
-    weighed = Ensemble([A, B], task=Classification(), voices=Voices(counts))(X).softmax(-1)
+    weighed = Ensemble([A, B], task=Classification(), counts=counts)(X).softmax(-1)
     spoken = torch.stack([A(X).softmax(-1)[:, 0], B(X).softmax(-1)[:, 1]], 1)
     assert torch.allclose(weighed[:, :2] / weighed[:, :1], spoken / spoken[:, :1], rtol=1e-4)
     with pytest.raises(BadOption, match="1 weights for 2 networks"):

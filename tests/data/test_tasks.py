@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from featalign import data
 from featalign.data import TASKS, Batch, Classification, Metric, MultiLabel, NextToken, Regression, Scores, task_of
-from featalign.data.voices import Voices
 from featalign.errors import BadOption, TaskError, UnknownName
 
 torch.manual_seed(0)
@@ -192,10 +191,38 @@ def test_evidence_lets_those_speak_who_know_an_input():
     told = Classification().head_target([flat, -3 * flat], halves, head="evidence")
     assert told.shape == (3, 1) and told[:, 0].sign().tolist() == [0, -1, 1]
     counts = torch.tensor([[0, 5, 5], [5, 5, 5]])
-    unheard = Classification().head_target([knows, guesses], halves, Voices(counts), head="evidence")
+    unheard = Classification().head_target([knows, guesses], halves, counts, head="evidence")
     assert unheard.argmax(1).tolist() == [1, 2]  # who has seen nothing of a class does not speak for it
     with pytest.raises(BadOption, match=r"class_counts \[2, 3\]; give \[1, 3\]"):
-        Classification().head_target([knows], (1.0,), Voices(counts), head="evidence")
+        Classification().head_target([knows], (1.0,), counts, head="evidence")
+
+
+def test_a_client_that_is_sure_of_everything_does_not_drown_the_others():
+    """A network taught one class, with huge logits everywhere: by its energy all inputs would be its own."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.arange(400) % 5
+
+    def client(*knows):
+        known = torch.isin(truth, torch.tensor(knows))
+        said = F.one_hot(torch.where(known, truth, knows[0]), 5) * torch.where(known, 6.0, 2.0)[:, None]
+        return said + 0.3 * torch.randn(400, 5, generator=generator)
+
+    sane = [client(0, 1, 2), client(2, 3, 4), client(3, 1, 4), client(4, 0, 1)]
+    told, task, weights = [*sane, 90.0 * F.one_hot(torch.zeros_like(truth), 5)], Classification(), (0.2,) * 5
+
+    def right(temper):
+        said = task.head_target(told, weights, head="evidence", temper=temper)
+        return float((said.argmax(1) == truth).double().mean())
+
+    temper = task.temper(told)
+    assert task.temper(sane) == 1 and 0 < temper < 0.3
+    assert right(1.0) == pytest.approx(0.2) and right(temper) > 0.35
+    energies = torch.stack([z.double() - z.double().mean(-1, keepdim=True) for z in told]).logsumexp(-1)
+    spoken = [5 * float((power * energies).softmax(0).mean(1).max()) for power in (temper, temper + 1e-3)]
+    assert spoken[0] <= 2 + 1e-9 < spoken[1]
+    cold = task.head_target(told, weights, head="evidence", temper=0.0)
+    assert torch.allclose(cold.softmax(-1), task.mixture(told, weights))
+    assert Regression().temper(told) == 1
 
 
 def test_a_task_from_outside_is_one_subclass(monkeypatch):

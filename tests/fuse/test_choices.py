@@ -17,7 +17,7 @@ from featalign.errors import BadOption
 from featalign.fuse import FusionProblem, reduce, solve
 from featalign.fuse.choose import agreement, distance, head_of, nearest_client
 from featalign.fuse.methods.pools import LEANS
-from featalign.fuse.readout import Sample
+from featalign.fuse.readout import Sample, readout_target
 from featalign.fuse.repair import survive
 from featalign.spaces.capture import evaluating, stream
 
@@ -50,6 +50,21 @@ def test_the_readout_target_follows_what_the_clients_agree_on(probe):
     assert head_of(apart, again=True) == "log-mixture" and head_of(same, again=True) == "mean-logits"
     named = solve(apart, "zip", refit=True, head="evidence").module
     assert torch.equal(outputs(solve(apart, "zip", refit=True).module, probe), outputs(named, probe))
+
+
+def test_a_client_sure_of_one_answer_does_not_give_it_to_all(probe):
+    clients = [network(seed=seed) for seed in range(4)]
+    with torch.no_grad():
+        for module in clients[:3]:
+            module[4].weight.mul_(100.0)
+        clients[3][4].weight.mul_(3000.0)
+    problem = problem_of(clients, probe)
+    assert problem.cohort.temper < 0.5 and problem_of(clients[:3], probe).cohort.temper == 1
+    assert problem_of(clients[2:], probe).cohort.temper == 1  # two cannot tell which of them is too sure
+    told, loud = [outputs(module, probe) for module in clients], outputs(clients[3], probe).argmax(1)
+    alone = problem.cohort.task.head_target(told, problem.mixing, head="evidence")
+    assert torch.equal(alone.argmax(1), loud)
+    assert not torch.equal(readout_target(problem, told, "evidence").argmax(1), loud)
 
 
 def test_a_head_fitted_by_cross_entropy_finds_what_least_squares_lose_in_the_background():
@@ -92,8 +107,7 @@ def test_gradient_steps_come_nearer_to_the_ensemble_and_are_counted(probe):
 
 def task_loss(problem, module, x):
     task, told = problem.cohort.task, [outputs(client, x) for client in problem.clients]
-    head = head_of(problem)
-    wanted = task.head_target(told, problem.mixing, problem.cohort.voices(head), head)
+    wanted = task.head_target(told, problem.mixing, head=head_of(problem))
     return float(task.head_loss(outputs(module, x).double(), wanted).mean())
 
 

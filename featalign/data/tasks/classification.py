@@ -11,8 +11,10 @@ from torch.nn import functional as F
 
 from featalign.data.batch import Batch
 from featalign.data.task import FLOOR, IGNORED, TASKS, Metric, Task, average, numbers
-from featalign.data.voices import Voices, heard
 from featalign.errors import BadOption, TaskError
+
+LOUDEST = 2.0  # times its share of the inputs that a client may speak for
+HALVINGS = 40
 
 
 @TASKS.register("classification")
@@ -36,7 +38,6 @@ class Classification(Task):
     name: ClassVar[str] = "classification"
     heads: ClassVar[tuple[str, ...]] = ("log-mixture", "evidence", "mean-logits", "cross-entropy")
     fitted_heads: ClassVar[tuple[str, ...]] = ("evidence", "cross-entropy")
-    probed_heads: ClassVar[tuple[str, ...]] = ("evidence",)
 
     @classmethod
     def guess(cls, outputs: torch.Tensor, batch: Batch) -> Task | None:
@@ -115,8 +116,9 @@ class Classification(Task):
         self,
         outputs: Sequence[torch.Tensor],
         weights: Sequence[float],
-        voices: Voices | None = None,
+        counts: torch.Tensor | None = None,
         head: str | None = None,
+        temper: float = 1.0,
     ) -> torch.Tensor:
         """`[rows, classes]`. `log-mixture`: log of the averaged softmax, clipped, centred. `mean-logits`: their mean.
 
@@ -125,12 +127,11 @@ class Classification(Task):
         lets those speak who know inputs of that kind.
         """
         self.check_head(head)
-        voices = voices or Voices()
         if head == "mean-logits":
             return average(outputs, weights)
         if head == "evidence":
-            return self._back(self.evidence(outputs, weights, voices), outputs[0])
-        target = self.mixture(outputs, weights, voices.counts).clamp_min(1e-30).log().clamp_min(FLOOR)
+            return self._back(self.evidence(outputs, weights, counts, temper), outputs[0])
+        target = self.mixture(outputs, weights, counts).clamp_min(1e-30).log().clamp_min(FLOOR)
         return self._back(target - target.mean(-1, keepdim=True), outputs[0])
 
     def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -156,12 +157,12 @@ class Classification(Task):
         mixed = (_shares(logits, weights, counts) * logits.softmax(-1)).sum(0)
         return mixed / mixed.sum(-1, keepdim=True)
 
-    def voices(self, outputs: Sequence[torch.Tensor], counts: torch.Tensor | None = None) -> Voices:
-        """From the answers of all clients on the same inputs; see `data.voices`."""
-        return heard(self._stacked(outputs).flatten(1, -2), counts)
-
     def evidence(
-        self, outputs: Sequence[torch.Tensor], weights: Sequence[float], voices: Voices | None = None
+        self,
+        outputs: Sequence[torch.Tensor],
+        weights: Sequence[float],
+        counts: torch.Tensor | None = None,
+        temper: float = 1.0,
     ) -> torch.Tensor:
         """Log of averaged exponentials, centred: `log sum_k lambda_k exp(z_k)` of centred logits, `[..., classes]`.
 
@@ -169,18 +170,35 @@ class Classification(Task):
         is secretly an energy based model", section 3), and its sum over classes tells inputs that a client knows from
         others (Liu et al. 2020, "Energy-based out-of-distribution detection"). So this is the posterior of the pooled
         data: clients speak for an input in proportion to how well they know it, which averaged probabilities ignore.
-        Logits are centred because softmax leaves their mean open.
-
-        With `voices`, each client speaks for a class by its counts (as in `mixture`), and its energy `E_k = log sum_y
-        exp(z_k)` counts to the power of the temper: `log sum_k s_k(y) exp(z_k - (1 - temper) E_k)`, which is the
-        mixture of answers at a temper of 0.
+        Logits are centred because softmax leaves their mean open. `counts` as in `mixture`. The energy `E_k = log sum_y
+        exp(z_k)` counts to the power of `temper`: `log sum_k lambda_k exp(z_k - (1 - temper) E_k)`, which at 0 is the
+        log-mixture.
         """
-        voices = voices or Voices()
         logits = self._stacked(outputs)
         centred = logits - logits.mean(-1, keepdim=True)
-        spoken = centred - (1 - voices.temper) * centred.logsumexp(-1, keepdim=True)
-        total = (spoken + _shares(logits, weights, voices.counts).log()).logsumexp(0)
+        centred = centred - (1 - temper) * centred.logsumexp(-1, keepdim=True)
+        total = (centred + _shares(logits, weights, counts).log()).logsumexp(0)
         return total - total.mean(-1, keepdim=True)
+
+    def temper(self, outputs: Sequence[torch.Tensor]) -> float:
+        """The largest power up to 1 of the energies at which no client speaks for more than `LOUDEST` times its share.
+
+        At equal weights client `k` speaks for an input with `softmax_k(temper E_k)`. A client that was taught one class
+        may be sure of everything, with energies far beyond those of the others: they say nothing about the input then.
+        """
+        logits = self._stacked(outputs).flatten(1, -2)
+        energies = (logits - logits.mean(-1, keepdim=True)).logsumexp(-1)
+
+        def heard(power: float) -> bool:
+            return float((power * energies).softmax(0).mean(1).max()) * len(energies) <= LOUDEST
+
+        if heard(1.0):
+            return 1.0
+        low, high = 0.0, 1.0
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if heard(middle) else (low, middle)
+        return low
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
         """Kullback-Leibler divergence of the network's softmax from the ensemble's, in nats per row, a scalar."""

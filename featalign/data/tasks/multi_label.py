@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from featalign.data.batch import Batch
 from featalign.data.task import FLOOR, IGNORED, TASKS, Metric, Task, average, numbers
-from featalign.data.voices import Voices
 from featalign.errors import TaskError
 
 
@@ -74,8 +73,9 @@ class MultiLabel(Task):
         self,
         outputs: Sequence[torch.Tensor],
         weights: Sequence[float],
-        voices: Voices | None = None,
+        counts: torch.Tensor | None = None,
         head: str | None = None,
+        temper: float = 1.0,
     ) -> torch.Tensor:
         self.check_head(head)
         if head == "mean-logits":

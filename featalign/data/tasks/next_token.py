@@ -11,7 +11,6 @@ import torch
 from featalign.data.batch import Batch
 from featalign.data.task import IGNORED, TASKS, Metric, Task
 from featalign.data.tasks.classification import Classification
-from featalign.data.voices import Voices
 from featalign.errors import TaskError
 
 
@@ -91,10 +90,11 @@ class NextToken(Task):
         self,
         outputs: Sequence[torch.Tensor],
         weights: Sequence[float],
-        voices: Voices | None = None,
+        counts: torch.Tensor | None = None,
         head: str | None = None,
+        temper: float = 1.0,
     ) -> torch.Tensor:
-        return Classification().head_target(outputs, weights, voices, head)
+        return Classification().head_target(outputs, weights, counts, head, temper)
 
     def divergence(self, outputs: torch.Tensor, ensemble: torch.Tensor) -> torch.Tensor:
         return Classification().divergence(outputs, ensemble)
