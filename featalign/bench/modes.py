@@ -205,7 +205,8 @@ def _ensemble(federation: Federation, reports: Sequence[Report], head: str | Non
         members[-1].load_state_dict(report.weights)
     total = sum(report.statistics["samples"] for report in reports)
     weights = [report.statistics["samples"] / total for report in reports]
-    temper = federation.task.temper(answers_on(members, federation.probe)) if federation.probe is not None else 1.0
+    probe = federation.probe
+    temper = 1.0 if probe is None else federation.task.temper(answers_on(members, probe), weights)
     together = Ensemble(members, weights, federation.task, head=head, temper=temper)
     scores = evaluate(together, federation.evaluation, federation.task)
     return scores[federation.task.metric.name]

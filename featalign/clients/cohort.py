@@ -155,12 +155,18 @@ class Cohort:
         """Two samples of the probe."""
         return self.probe.example()
 
-    @cached_property
-    def temper(self) -> float:
-        """How far the clients' confidence may be compared, by what they answer on the probe (`Task.temper`)."""
-        if len(self) < 3 or "evidence" not in self.task.heads:
+    def temper(self, mixing: Sequence[float]) -> float:
+        """How far the clients' confidence may be compared, by what they answer on the probe (`Task.temper`).
+
+        With fewer than three that take part it is 1: two cannot tell which of them is too sure.
+        """
+        if sum(weight > 0 for weight in mixing) < 3 or "evidence" not in self.task.heads:
             return 1.0
-        return self.task.temper(answers_on(self.modules, self.probe))
+        return self.task.temper(self._answers, mixing)
+
+    @cached_property
+    def _answers(self) -> list[torch.Tensor]:
+        return answers_on(self.modules, self.probe)
 
     def based_on(self, client: int) -> Cohort:
         """The same clients, with fused networks in the layout of another one."""

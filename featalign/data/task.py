@@ -161,7 +161,7 @@ class Task:
         self.check_head(head)
         return average(outputs, weights)
 
-    def temper(self, outputs: Sequence[torch.Tensor]) -> float:
+    def temper(self, outputs: Sequence[torch.Tensor], weights: Sequence[float]) -> float:
         """How far the confidence of different clients may be compared, from 0 to 1, by outputs on the same inputs."""
         return 1.0
 

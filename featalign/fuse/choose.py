@@ -86,10 +86,11 @@ def _apart(task: Task) -> str:
 
 def _distances(cohort: Cohort, mixing: Sequence[float], modules: Sequence[nn.Module], inputs: Inputs) -> list[float]:
     task, totals, elements = cohort.task, [0.0] * len(modules), 0
+    temper = cohort.temper(mixing)
     known = {id(module): k for k, module in enumerate(cohort.modules)}
     for batch in inputs:
         told = [_outputs(module, batch) for module in cohort.modules]
-        wanted = task.head_target(told, mixing, cohort.class_counts, _apart(task), cohort.temper)
+        wanted = task.head_target(told, mixing, cohort.class_counts, _apart(task), temper)
         elements += task.distance(told[0], wanted).numel()
         for place, module in enumerate(modules):
             out = told[known[id(module)]] if id(module) in known else _outputs(module, batch)

@@ -121,6 +121,11 @@ class FusionProblem:
             "activations", parts, lambda: Activations(cohort.modules, cohort.graphs, cohort.refit_inputs)
         )
 
+    @cached_property
+    def temper(self) -> float:
+        """How far the clients' confidence may be compared (`Cohort.temper`)."""
+        return self.cohort.temper(self.mixing)
+
     def pair(self, client: int) -> Clients:
         """A client and the reference, as matchers take them."""
         index = (client, self.reference)

@@ -28,7 +28,7 @@ def readout_target(
     mean = torch.stack([weight * out for weight, out in told]).sum(0)
     apart = torch.stack([(out - told[0][1]).abs().amax(-1) for _, out in told]).amax(0)
     agreed = apart <= AGREED * told[0][1].abs().amax(-1)
-    target = problem.cohort.task.head_target(outputs, mixing, counts, head, problem.cohort.temper)
+    target = problem.cohort.task.head_target(outputs, mixing, counts, head, problem.temper)
     return torch.where(agreed[:, None], mean, target.double())
 
 

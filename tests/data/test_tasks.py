@@ -214,15 +214,15 @@ def test_a_client_that_is_sure_of_everything_does_not_drown_the_others():
         said = task.head_target(told, weights, head="evidence", temper=temper)
         return float((said.argmax(1) == truth).double().mean())
 
-    temper = task.temper(told)
-    assert task.temper(sane) == 1 and 0 < temper < 0.3
+    temper = task.temper(told, weights)
+    assert task.temper(sane, (0.25,) * 4) == 1 and 0 < temper < 0.3
     assert right(1.0) == pytest.approx(0.2) and right(temper) > 0.35
     energies = torch.stack([z.double() - z.double().mean(-1, keepdim=True) for z in told]).logsumexp(-1)
     spoken = [5 * float((power * energies).softmax(0).mean(1).max()) for power in (temper, temper + 1e-3)]
     assert spoken[0] <= 2 + 1e-9 < spoken[1]
     cold = task.head_target(told, weights, head="evidence", temper=0.0)
     assert torch.allclose(cold.softmax(-1), task.mixture(told, weights))
-    assert Regression().temper(told) == 1
+    assert Regression().temper(told, weights) == 1
 
 
 def test_a_task_from_outside_is_one_subclass(monkeypatch):

@@ -59,8 +59,8 @@ def test_a_client_sure_of_one_answer_does_not_give_it_to_all(probe):
             module[4].weight.mul_(100.0)
         clients[3][4].weight.mul_(3000.0)
     problem = problem_of(clients, probe)
-    assert problem.cohort.temper < 0.5 and problem_of(clients[:3], probe).cohort.temper == 1
-    assert problem_of(clients[2:], probe).cohort.temper == 1  # two cannot tell which of them is too sure
+    assert problem.temper < 0.5 and problem_of(clients[:3], probe).temper == 1
+    assert problem_of(clients[2:], probe).temper == 1  # two cannot tell which of them is too sure
     told, loud = [outputs(module, probe) for module in clients], outputs(clients[3], probe).argmax(1)
     alone = problem.cohort.task.head_target(told, problem.mixing, head="evidence")
     assert torch.equal(alone.argmax(1), loud)

@@ -180,17 +180,20 @@ class Classification(Task):
         total = (centred + _shares(logits, weights, counts).log()).logsumexp(0)
         return total - total.mean(-1, keepdim=True)
 
-    def temper(self, outputs: Sequence[torch.Tensor]) -> float:
+    def temper(self, outputs: Sequence[torch.Tensor], weights: Sequence[float]) -> float:
         """The largest power up to 1 of the energies at which no client speaks for more than `LOUDEST` times its share.
 
-        At equal weights client `k` speaks for an input with `softmax_k(temper E_k)`. A client that was taught one class
+        Client `k` speaks for an input with `softmax_k(log lambda_k + temper E_k)`. A client that was taught one class
         may be sure of everything, with energies far beyond those of the others: they say nothing about the input then.
         """
         logits = self._stacked(outputs).flatten(1, -2)
         energies = (logits - logits.mean(-1, keepdim=True)).logsumexp(-1)
 
+        shares = torch.as_tensor(weights, dtype=torch.float64, device=energies.device)
+
         def heard(power: float) -> bool:
-            return float((power * energies).softmax(0).mean(1).max()) * len(energies) <= LOUDEST
+            spoken = (power * energies + shares.log()[:, None]).softmax(0).mean(1)
+            return bool((spoken <= LOUDEST * shares).all())
 
         if heard(1.0):
             return 1.0

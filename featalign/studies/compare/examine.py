@@ -48,7 +48,7 @@ def examine(cohort: Cohort, config: CompareConfig, say: Say, tokenizer: Any = No
         trial.score(f"client-{name}", "", "client", module, weight)
     if len(cohort) > 1:
         for head in (None, *cohort.task.head_targets[1:]):
-            members = Ensemble(cohort.modules, problem.mixing, cohort.task, cohort.class_counts, head, cohort.temper)
+            members = Ensemble(cohort.modules, problem.mixing, cohort.task, cohort.class_counts, head, problem.temper)
             trial.score("ensemble" if head is None else f"ensemble-{head}", "", "ensemble", members, weight)
     for name in [name for name in chosen if name not in trial.reasons]:
         run_method(trial, config, name, say)
