@@ -157,12 +157,15 @@ class Task:
         head: str | None = None,
         temper: float = 1.0,
     ) -> torch.Tensor:
-        """What the fused readout should output, from the clients' outputs, without labels; float64, their shape."""
+        """What the fused readout should output, from the clients' outputs, without labels; float64, their shape.
+
+        `counts` as in `combine`; `temper` as `temper()` finds it, for targets that ask how sure clients are.
+        """
         self.check_head(head)
         return average(outputs, weights)
 
     def temper(self, outputs: Sequence[torch.Tensor], weights: Sequence[float]) -> float:
-        """How far the confidence of different clients may be compared, from 0 to 1, by outputs on the same inputs."""
+        """How far the confidence of clients may be compared, from 0 to 1, by outputs `[rows, ...]` on equal inputs."""
         return 1.0
 
     def head_loss(self, outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -183,8 +183,9 @@ class Classification(Task):
     def temper(self, outputs: Sequence[torch.Tensor], weights: Sequence[float]) -> float:
         """The largest power up to 1 of the energies at which no client speaks for more than `LOUDEST` times its share.
 
-        Client `k` speaks for an input with `softmax_k(log lambda_k + temper E_k)`. A client that was taught one class
-        may be sure of everything, with energies far beyond those of the others: they say nothing about the input then.
+        By its outputs `[rows, classes]`, client `k` speaks for an input with `softmax_k(log lambda_k + temper E_k)`. A
+        client that was taught one class may be sure of everything, with energies far beyond those of the others: they
+        say nothing about the input then.
         """
         logits = self._stacked(outputs).flatten(1, -2)
         energies = (logits - logits.mean(-1, keepdim=True)).logsumexp(-1)
