@@ -197,7 +197,7 @@ class _Once(InProcess):
 def _ensemble(federation: Federation, reports: Sequence[Report], head: str | None) -> float:
     """Headline metric of all clients' networks together, weighed by samples, as the task combines or by a head."""
     from featalign.clients import Ensemble, evaluate
-    from featalign.clients.evaluation import answers_on
+    from featalign.clients.evaluation import temper_of
 
     members = []
     for report in reports:
@@ -206,7 +206,7 @@ def _ensemble(federation: Federation, reports: Sequence[Report], head: str | Non
     total = sum(report.statistics["samples"] for report in reports)
     weights = [report.statistics["samples"] / total for report in reports]
     probe = federation.probe
-    temper = 1.0 if probe is None else federation.task.temper(answers_on(members, probe), weights)
+    temper = 1.0 if probe is None else temper_of(members, probe, federation.task, weights)
     together = Ensemble(members, weights, federation.task, head=head, temper=temper)
     scores = evaluate(together, federation.evaluation, federation.task)
     return scores[federation.task.metric.name]

@@ -141,6 +141,8 @@ def bench_vision(
     quiet: bool = typer.Option(False, "--quiet", help="No progress bars."),
 ) -> None:
     """CIFAR-10 with VGG11, ResNet20 or a ViT: what one-shot fusion keeps of two networks."""
+    import json
+
     from featalign.bench.vision import vision
     from featalign.errors import BadOption
     from featalign.studies.compare.config import method_options, model_texts
@@ -157,7 +159,10 @@ def bench_vision(
         from featalign.plots.networks import fusion_table
 
         fusion_table(result.to_frame()).write_html(figure)
-    print_rows(result.to_dict()["rows"] if as_json else result.to_frame().reset_index().to_dict("records"), as_json)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), indent=2))
+    else:
+        print_rows(result.to_frame().reset_index().to_dict("records"), False)
 
 
 @bench.command("barrier")

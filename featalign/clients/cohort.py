@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from featalign import options as typed
-from featalign.clients.evaluation import answers_on
+from featalign.clients.evaluation import temper_of
 from featalign.clients.training import check_finite
 from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
@@ -156,17 +156,8 @@ class Cohort:
         return self.probe.example()
 
     def temper(self, mixing: Sequence[float]) -> float:
-        """How far the clients' confidence may be compared, by what they answer on the probe (`Task.temper`).
-
-        With fewer than three that take part it is 1: two cannot tell which of them is too sure.
-        """
-        if sum(weight > 0 for weight in mixing) < 3 or "evidence" not in self.task.heads:
-            return 1.0
-        return self.task.temper(self._answers, mixing)
-
-    @cached_property
-    def _answers(self) -> list[torch.Tensor]:
-        return answers_on(self.modules, self.probe)
+        """How far the clients' confidence may be compared at mixing weights, by the probe; see `temper_of`."""
+        return temper_of(self.modules, self.probe, self.task, mixing)
 
     def based_on(self, client: int) -> Cohort:
         """The same clients, with fused networks in the layout of another one."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from featalign.data.batch import unwrap
+from featalign.data.batch import Batch, unwrap
 from featalign.data.inputs import Inputs
 from featalign.data.task import Scores, Task, task_of
 from featalign.data.tasks.classification import Classification
@@ -46,18 +46,27 @@ def evaluate(module: nn.Module, inputs: Any, task: Task | str | None = None) -> 
     return scores.result()
 
 
-def answers_on(modules: Sequence[nn.Module], inputs: Inputs) -> list[torch.Tensor]:
-    """Outputs `[rows, ...]` of every network on the same inputs, without padding, up to `ENOUGH` numbers of each."""
+def answered(module: nn.Module, batch: Batch) -> torch.Tensor:
+    """Outputs `[rows, ...]` on a batch, in eval mode, without gradients and without padded tokens."""
+    with evaluating(module):
+        return kept(unwrap(batch.run(module)), batch.mask)
+
+
+def temper_of(modules: Sequence[nn.Module], inputs: Inputs, task: Task, weights: Sequence[float]) -> float:
+    """How far the confidence of networks may be compared, by their answers on inputs without labels (`Task.temper`).
+
+    The first inputs are read, up to `ENOUGH` outputs of each network. With fewer than three networks that take part it
+    is 1: two cannot tell which of them is too sure.
+    """
+    if sum(weight > 0 for weight in weights) < 3 or "evidence" not in task.heads:
+        return 1.0
     told: list[list[torch.Tensor]] = [[] for _ in modules]
-    held = 0
     for batch in inputs:
         for module, rows in zip(modules, told):
-            with evaluating(module):
-                rows.append(kept(unwrap(batch.run(module)), batch.mask))
-        held += told[0][-1].numel()
-        if held >= ENOUGH:
+            rows.append(answered(module, batch))
+        if sum(rows.numel() for rows in told[0]) >= ENOUGH:
             break
-    return [torch.cat(rows) for rows in told]
+    return task.temper([torch.cat(rows) for rows in told], weights)
 
 
 class Ensemble(nn.Module):

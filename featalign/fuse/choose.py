@@ -15,12 +15,11 @@ import torch
 from torch import nn
 
 from featalign.clients.cohort import Cohort
-from featalign.data.batch import Batch, unwrap
+from featalign.clients.evaluation import answered
 from featalign.data.inputs import Inputs
 from featalign.data.task import Task, answers
 from featalign.errors import BadOption
 from featalign.fuse.problem import FusionProblem
-from featalign.spaces.capture import evaluating, kept
 
 AUTO = "auto"
 HELD_OUT = 0.25  # share of the probe on which candidates are judged
@@ -56,7 +55,7 @@ def agreement(problem: FusionProblem) -> float:
     def make() -> float:
         apart, elements = 0.0, 0
         for batch in cohort.probe:
-            told = [_outputs(module, batch) for module in cohort.modules]
+            told = [answered(module, batch) for module in cohort.modules]
             for one, other in combinations(told, 2):
                 found = cohort.task.distance(one, other)
                 apart, elements = apart + float(found.double().sum()), elements + found.numel()
@@ -89,18 +88,13 @@ def _distances(cohort: Cohort, mixing: Sequence[float], modules: Sequence[nn.Mod
     temper = cohort.temper(mixing)
     known = {id(module): k for k, module in enumerate(cohort.modules)}
     for batch in inputs:
-        told = [_outputs(module, batch) for module in cohort.modules]
+        told = [answered(module, batch) for module in cohort.modules]
         wanted = task.head_target(told, mixing, cohort.class_counts, _apart(task), temper)
         elements += task.distance(told[0], wanted).numel()
         for place, module in enumerate(modules):
-            out = told[known[id(module)]] if id(module) in known else _outputs(module, batch)
+            out = told[known[id(module)]] if id(module) in known else answered(module, batch)
             totals[place] += float(task.distance(out, wanted).double().sum())
     return [total / max(elements, 1) for total in totals]
-
-
-def _outputs(module: nn.Module, batch: Batch) -> torch.Tensor:
-    with evaluating(module):
-        return kept(unwrap(batch.run(module)), batch.mask)
 
 
 def parted(problem: FusionProblem) -> tuple[FusionProblem, Inputs]:

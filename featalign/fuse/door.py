@@ -105,13 +105,7 @@ def fuse(
         cohort.task.check_head(None if head == "none" else head)
         problem = _based(FusionProblem(cohort, _mixing(mixing, len(cohort)), first), place)
         notes: dict[str, Any] = {"cohort": list(cohort.notes)} if cohort.notes else {}
-        settings: dict[str, Any] = {
-            "refit": refit,
-            "repair": repair,
-            "head": head,
-            "ridge": ridge,
-            "head_ridge": head_ridge,
-        }
+        settings: dict[str, Any] = dict(refit=refit, repair=repair, head=head, ridge=ridge, head_ridge=head_ridge)
         if method is None:
             problem, method, notes["recommended"] = recommend(problem, _with_dictionaries, settings)
         else:

@@ -1,12 +1,15 @@
 """What leaves a client: calibration from sums, masked sums, noise, drawn probes, Gromov transport on Gram matrices."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
-from featalign.bench.modes import AVERAGE, ENSEMBLES, modes, summary
+from featalign.bench.modes import AVERAGE, ENSEMBLES, _ensemble, modes, summary
 from featalign.clients import Ensemble, TrainConfig, evaluate
 from featalign.clients.cohort import Cohort
+from featalign.clients.evaluation import temper_of
 from featalign.clients.families.mlp import MLPConfig
 from featalign.errors import BadOption, SpaceMismatch
 from featalign.federated import ClientWarning, Federation, InProcess, Local, run
@@ -56,6 +59,25 @@ def test_calibration_mends_the_readout_of_clients_with_one_class_each():
     assert (mended["bytes_down"] == 2 * plain["bytes_down"]).all()
     moments = 8 * 4 * (13 + 8) ** 2  # of eight clients: twelve units and a bias beside eight labels
     assert (mended["bytes_up"] - plain["bytes_up"] - moments == 8 * 8 * 2).all()
+
+
+def test_the_ensemble_by_evidence_lets_no_client_speak_for_all():
+    federation = small()
+    members = [net(seed=k) for k in range(4)]
+    with torch.no_grad():
+        for member, factor in zip(members, (30, 30, 30, 3000)):
+            member[2].weight.mul_(factor)
+    reports = [SimpleNamespace(weights=member.state_dict(), statistics={"samples": 10}) for member in members]
+    loud, weights = members[3], (0.25,) * 4
+    temper = temper_of(members, federation.probe, federation.task, weights)
+    assert temper < 0.1 and temper_of(members[2:], federation.probe, federation.task, (0.5, 0.5)) == 1
+    assert temper_of(members, federation.probe, federation.task, (0.5, 0.5, 0, 0)) == 1  # two take part
+    for power in (1.0, temper):
+        together = Ensemble(members, weights, federation.task, head="evidence", temper=power)
+        found = evaluate(together, federation.evaluation, federation.task)["accuracy"]
+        alike = found == evaluate(loud, federation.evaluation, federation.task)["accuracy"]
+        assert alike == (power == 1.0)
+    assert _ensemble(federation, reports, "evidence") == found
 
 
 @pytest.mark.parametrize(("start", "head"), [("shared", "log-mixture"), ("independent", "evidence")])

@@ -65,6 +65,7 @@ def test_a_client_sure_of_one_answer_does_not_give_it_to_all(probe):
     alone = problem.cohort.task.head_target(told, problem.mixing, head="evidence")
     assert torch.equal(alone.argmax(1), loud)
     assert not torch.equal(readout_target(problem, told, "evidence").argmax(1), loud)
+    assert distance(problem, clients[3], problem.cohort.probe) > 0  # nor do choices go by it alone
 
 
 def test_a_head_fitted_by_cross_entropy_finds_what_least_squares_lose_in_the_background():

@@ -189,7 +189,6 @@ class Classification(Task):
         """
         logits = self._stacked(outputs).flatten(1, -2)
         energies = (logits - logits.mean(-1, keepdim=True)).logsumexp(-1)
-
         shares = torch.as_tensor(weights, dtype=torch.float64, device=energies.device)
 
         def heard(power: float) -> bool:
