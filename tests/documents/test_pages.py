@@ -1,4 +1,4 @@
-"""Every page of the site has an example, and all of them run, one process for all pages."""
+"""The code in README.md, CONTRIBUTING.md and on every page of the site runs: imports take as long as a page."""
 
 from importlib.util import find_spec
 
@@ -34,21 +34,21 @@ def pages():
     return sorted(path.name for path in (ROOT / "docs").glob("*.md"))
 
 
-@pytest.mark.parametrize("half", [0, 1])
-def test_code_of_the_pages_runs(half, tmp_path):
-    """Each page starts from the same few names; registered names differ, since one process runs several pages."""
+def test_code_of_all_documents_runs(tmp_path):
+    """Each starts from the same few names in a folder of its own; registered names differ, for the process is one."""
     scripts = []
-    for name in pages()[half::2]:
-        if name in EXTRAS and find_spec(EXTRAS[name]) is None:
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / name for name in pages())):
+        if path.name in EXTRAS and find_spec(EXTRAS[path.name]) is None:
             continue
-        found = blocks((ROOT / "docs" / name).read_text())
-        if found:
-            scripts.append(f"{name.removesuffix('.md').replace('-', '_')}.py")
-            (tmp_path / scripts[-1]).write_text("\n".join([BESIDES.get(name, ""), *found]))
+        if found := blocks(path.read_text()):
+            scripts.append(f"{path.stem.replace('-', '_')}.py")
+            (tmp_path / scripts[-1]).write_text("\n".join([BESIDES.get(path.name, ""), *found]))
     for name, text in (("given.txt", GIVEN), ("runner.py", RUNNER)):
         (tmp_path / name).write_text(text)
     done = run_here("runner.py", "given.txt", *scripts, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("README", "CONTRIBUTING"):
+        assert (tmp_path / f"{name}.py.d" / "page" / "report.html").is_file()
 
 
 def test_no_page_is_without_an_example():

@@ -156,12 +156,12 @@ class GroupedAttention(nn.Module):
 class Encoder(nn.Module):
     """torch's own transformer on four tokens of three numbers, with its packed attention, and its mean as logits."""
 
-    def __init__(self, norm_first: bool, batch_first: bool = True) -> None:
+    def __init__(self, norm_first: bool, batch_first: bool = True, depth: int = 1) -> None:
         super().__init__()
         self.batch_first = batch_first
         layer = nn.TransformerEncoderLayer(8, 2, 12, norm_first=norm_first, batch_first=batch_first)
         self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 5)
-        self.blocks = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.embed(x.unflatten(1, (4, 3)))
@@ -232,7 +232,7 @@ MODULES |= {
     "log-softmax-behind": lambda: Behind("log-softmax"), "residual": lambda: Residual(False),
     "residual-norm": lambda: Residual(True), "glu": Gated, "mixer": Mixer, "attention": Attention, "masked": Masked,
     "grouped-attention": GroupedAttention, "cross-attention": CrossAttention,
-    "encoder-norm-first": lambda: Encoder(True), "encoder-norm-last": lambda: Encoder(False),
+    "encoder-norm-first": lambda: Encoder(True, depth=2), "encoder-norm-last": lambda: Encoder(False),
     "encoder-positions-first": lambda: Encoder(True, batch_first=False),
     "layer-norm": lambda: chain(nn.Linear(12, 9), nn.LayerNorm(9), nn.ReLU(), nn.Linear(9, 5)),
     "batch-norm": lambda: chain(nn.Linear(12, 9), nn.BatchNorm1d(9), nn.ReLU(), nn.Linear(9, 5)),
