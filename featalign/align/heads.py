@@ -65,15 +65,6 @@ def attention_layers(graph: SpaceGraph) -> list[Heads]:
     return found
 
 
-def _within(space: Space, other: Space) -> bool:
-    """Whether the units lie inside those of another space (grouped queries): its entries hold all of theirs."""
-    return any(
-        axis.parameter == outer.parameter and axis.dim == outer.dim and axis.repeat * space.size == outer.repeat
-        for axis in space.writers
-        for outer in other.writers
-    )
-
-
 def grouped_layers(graph: SpaceGraph) -> list[Heads]:
     """Groups of channels that a convolution or a normalisation keeps together, with the channels inside."""
     attention = {space.name for found in attention_layers(graph) for space in (found.heads, *found.inside)}
@@ -82,7 +73,7 @@ def grouped_layers(graph: SpaceGraph) -> list[Heads]:
     for space in spaces.values():
         beside = {name: None for axis in space.writers for name in graph.by_parameter[axis.parameter]}
         for name in beside:
-            if name in spaces and name != space.name and _tiles(space, spaces[name]):
+            if name in spaces and _within(space, spaces[name]):
                 found.setdefault(name, []).append(space)
     held = {space.name for inside in found.values() for space in inside}
     layers = []
@@ -100,7 +91,7 @@ def whole_layers(graph: SpaceGraph) -> list[Heads]:
     return [found for found in (*attention_layers(graph), *grouped_layers(graph)) if not found.nested]
 
 
-def _tiles(space: Space, other: Space) -> bool:
+def _within(space: Space, other: Space) -> bool:
     """Whether the units lie inside those of another space, side by side in each."""
 
     def inside(axis: Axis, outer: Axis) -> bool:
@@ -109,7 +100,8 @@ def _tiles(space: Space, other: Space) -> bool:
         fits = outer.repeat % width == 0 and axis.tile == outer.tile * other.size * (outer.repeat // width)
         return place and fits and outer.repeat > 1
 
-    return any(inside(axis, outer) for axis in space.writers for outer in other.writers)
+    pairs = ((axis, outer) for axis in space.writers for outer in other.writers)
+    return space.name != other.name and any(inside(*pair) for pair in pairs)
 
 
 def match_nested(

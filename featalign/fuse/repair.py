@@ -209,13 +209,14 @@ def _together(deviation: torch.Tensor, units: int) -> torch.Tensor:
 
 
 def repairable(problem: FusionProblem, fused: nn.Module) -> list[Layer]:
-    """Affine layers with a bias that run once and write all of a hidden space."""
+    """Affine layers with a bias that run once and write all of a hidden space that is not inside attention heads."""
     graph, result = problem.graph, []
     for layer in problem.graph.layers:
         module: Any = fused.get_submodule(layer.module)
         whole = affine.is_affine(module) and len(affine.matrix(module)) == graph[layer.writes].size
         once = layer.calls == 1 and problem.paired_rows(layer)
-        if whole and once and not graph[layer.writes].pinned and module.bias is not None:
+        free = not (graph[layer.writes].pinned or graph[layer.writes].is_gauge)
+        if whole and once and free and module.bias is not None:
             result.append(layer)
     return result
 

@@ -204,7 +204,8 @@ def _parameters(module: nn.Module, graph: SpaceGraph, events: Sequence[Event]) -
     for name, weight in parameters.items():
         owner = name.rpartition(".")[0]
         ins = tuple(d for d in range(weight.dim()) if (name, d) in reads)
-        outs = tuple(d for d in range(weight.dim()) if (name, d) in writes and d not in ins)
+        free = (d for d in range(weight.dim()) if d not in ins)
+        outs = tuple(d for d in free if (name, d) in writes or weight.shape[d] == 1)  # of one key for all heads, too
         if owner in layers or not ins or len(ins) + len(outs) != weight.dim() or weight.dim() < 2:
             continue
         shape = [weight.shape[d] for d in outs]

@@ -139,12 +139,17 @@ class Attention(nn.Module):
 
 
 class GroupedAttention(nn.Module):
-    """Four query heads on four tokens, two of them for each key and value head."""
+    """Four query heads on four tokens, in groups with one key and value head each."""
 
-    def __init__(self) -> None:
+    def __init__(self, groups: int = 2) -> None:
         super().__init__()
-        self.embed, self.o = nn.Linear(3, 8), nn.Linear(8, 5)
-        self.q, self.k, self.v, self.back = nn.Linear(8, 12), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(12, 8)
+        self.embed, self.o, width = nn.Linear(3, 8), nn.Linear(8, 5), 3 * groups
+        self.q, self.k, self.v, self.back = (
+            nn.Linear(8, 12),
+            nn.Linear(8, width),
+            nn.Linear(8, width),
+            nn.Linear(12, 8),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.embed(x.reshape(-1, 4, 3))
@@ -231,7 +236,8 @@ MODULES |= {
     "softmax-behind": lambda: Behind("softmax"), "temperature-behind": lambda: Behind("temperature"),
     "log-softmax-behind": lambda: Behind("log-softmax"), "residual": lambda: Residual(False),
     "residual-norm": lambda: Residual(True), "glu": Gated, "mixer": Mixer, "attention": Attention, "masked": Masked,
-    "grouped-attention": GroupedAttention, "cross-attention": CrossAttention,
+    "grouped-attention": GroupedAttention, "shared-attention": lambda: GroupedAttention(1),
+    "cross-attention": CrossAttention,
     "encoder-norm-first": lambda: Encoder(True, depth=2), "encoder-norm-last": lambda: Encoder(False),
     "encoder-positions-first": lambda: Encoder(True, batch_first=False),
     "layer-norm": lambda: chain(nn.Linear(12, 9), nn.LayerNorm(9), nn.ReLU(), nn.Linear(9, 5)),

@@ -281,9 +281,73 @@ def test_the_number_of_groups_may_differ_but_not_what_is_in_one(make):
     assert "heads' takes" in reason and "for each head in client A" in reason
 
 
-def test_one_key_and_value_head_for_all_is_refused():
-    module = client(llama(1))
-    assert "share one key and value" in available(problem([module, module], TOKENS))["zip"]
+def packed(seed):
+    """GPT-BigCode: queries of all heads, one key and one value in the rows of one layer."""
+    from transformers import GPTBigCodeConfig, GPTBigCodeForCausalLM
+
+    config = GPTBigCodeConfig(
+        vocab_size=11, n_positions=16, n_embd=24, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    return GPTBigCodeForCausalLM(config)
+
+
+def with_negated_queries_and_keys(module):
+    """The same function, by other weights."""
+    flipped = copy.deepcopy(module)
+    with torch.no_grad():
+        for name, weight in flipped.named_parameters():
+            kind = name.rpartition(".")[2] if "_" in name.rpartition(".")[2] else name.split(".")[-2]
+            if kind in ("q_proj", "k_proj", "W_Q", "b_Q", "_W_K", "_b_K"):
+                weight.neg_()
+            elif kind == "c_attn":
+                weight[: 24 + 6].neg_()
+    return flipped
+
+
+@pytest.mark.parametrize("make", [llama(1), hooked(1), packed], ids=["llama", "hooked", "packed"])
+def test_heads_that_share_one_key_and_value_are_picked_with_it(make):
+    a, b = client(make, seed=1), client(make, seed=2)
+    found = problem([a, b], TOKENS)
+    fused, flipped = solve(found, "zip"), solve(problem([a, with_negated_queries_and_keys(b)], TOKENS), "zip")
+    picked = [count for name, count in fused.notes["units_from_client"].items() if name.endswith("heads")]
+    assert len(picked) == 2 and all(sorted(count) == [0, 1] for count in picked)
+    assert torch.allclose(outputs(fused.module, TOKENS), outputs(flipped.module, TOKENS), atol=1e-4)
+    assert outputs(solve(found, "zip", refit=True).module, TOKENS).isfinite().all()
+    for refit in (False, True):
+        itself = solve(problem([a, copy.deepcopy(a)], TOKENS), "zip", refit=refit).module
+        assert torch.allclose(outputs(itself, TOKENS), outputs(a, TOKENS), atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [*(llama(groups) for groups in (1, 2, 4)), *(hooked(groups) for groups in (1, 2, 4))])
+def test_what_lies_inside_attention_is_no_layer_to_look_at(make):
+    shown = [space for space in trace(client(make), TOKENS[:2]).hidden if not space.is_gauge]
+    assert len(shown) == 3  # the stream and two hidden layers
+
+
+def test_a_shared_key_that_nothing_ties_to_its_heads_is_refused():
+    class Apart(nn.Module):
+        """Rotary positions fix the basis inside, and keys are held elsewhere."""
+
+        def __init__(self):
+            super().__init__()
+            self.embed, self.q, self.v, self.o = nn.Linear(3, 8), nn.Linear(8, 12), nn.Linear(8, 6), nn.Linear(12, 8)
+            self.shared = nn.Sequential(nn.Identity(), nn.Sequential(nn.Linear(8, 6)))
+            self.head, self.angles = nn.Linear(8, 5), torch.linspace(0.5, 2, 24).view(4, 6)
+
+        def turned(self, x):
+            across = torch.cat([-x[..., 3:], x[..., :3]], -1)
+            return x * self.angles.cos() + across * self.angles.sin()
+
+        def forward(self, x):
+            x = self.embed(x)
+            q, k, v = self.q(x).unflatten(-1, (2, 6)).transpose(1, 2), self.shared(x), self.v(x)
+            scores = self.turned(q) @ self.turned(k).transpose(1, 2)[:, None]
+            z = scores.softmax(-1) @ v[:, None]
+            return self.head((x + self.o(z.transpose(1, 2).flatten(2))).mean(1))
+
+    tokens = torch.randn(30, 4, 3)
+    module = client(lambda seed: Apart())
+    assert "share one key and value" in available(problem([module, module], tokens))["zip"]
 
 
 def test_every_map_of_a_transformer_is_found_and_lands_on_its_stream():

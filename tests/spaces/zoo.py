@@ -266,6 +266,12 @@ _HUGGING_FACE: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hf-gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 24, "n_layer": 2, "n_head": 4, "vocab_size": 40}),
     "hf-llama": ("LlamaForCausalLM", "LlamaConfig", {"num_key_value_heads": 2, **_SIZES, **_TEXT}),
     "hf-llama-tied": ("LlamaForCausalLM", "LlamaConfig", {"tie_word_embeddings": True, **_SIZES, **_TEXT}),
+    "hf-gemma": ("GemmaForCausalLM", "GemmaConfig", {"num_key_value_heads": 1, "head_dim": 6, **_SIZES, **_TEXT}),
+    "hf-bigcode": (
+        "GPTBigCodeForCausalLM",
+        "GPTBigCodeConfig",
+        {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 16, **_TEXT},
+    ),
     "hf-qwen2": ("Qwen2ForCausalLM", "Qwen2Config", {"num_key_value_heads": 2, **_SIZES, **_TEXT}),
     "hf-neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {**_SIZES, **_TEXT}),
     "hf-distilbert": (

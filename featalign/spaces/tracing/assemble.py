@@ -10,6 +10,7 @@ from torch import nn
 
 from featalign.spaces.graph import Axis, Layer, Space, SpaceGraph, Symmetry
 from featalign.spaces.tracing.axes import Node, Place, places
+from featalign.spaces.tracing.groups import Group, single_groups
 from featalign.spaces.tracing.registry import Origin
 from featalign.spaces.tracing.running import run
 from featalign.spaces.tracing.sites import Views, before_and_after, sightings_by_leaf
@@ -73,6 +74,8 @@ class Assembly:
                         self.draft(name, k, node)
         for name, k, node in axes:
             self.place(name, k, node)
+        for group in single_groups(axes, self.role):
+            self.gather(group)
         views = sightings_by_leaf(self.module, self.tracer)
         order = {name: index for index, name in enumerate(self.tracer.used)}
         layers = tuple(self.layers())
@@ -123,7 +126,7 @@ class Assembly:
         return chosen
 
     def place(self, name: str, k: int, node: Node) -> None:
-        """File the axes of one parameter dimension (under every name the tensor goes by)."""
+        """File the axes of one parameter dimension."""
         role = self.role(name, k)
         found = self.of_axis.setdefault((name, k), [])
         key = tuple(id(leaf) for leaf in node.leaves)
@@ -135,8 +138,19 @@ class Assembly:
         ]
         for draft, place in spots:
             found.append(draft)
-            for alias in self.aliases[id(self.tracer.parameters[name].tensor)]:
-                draft.axes[role].append(Axis(alias, k, place.repeat, place.tile, place.offset))
+            self.file(draft, role, name, k, place)
+
+    def file(self, draft: Draft, role: str, name: str, k: int, place: Place) -> None:
+        """One axis of a space, under every name the tensor goes by."""
+        for alias in self.aliases[id(self.tracer.parameters[name].tensor)]:
+            draft.axes[role].append(Axis(alias, k, place.repeat, place.tile, place.offset))
+
+    def gather(self, group: Group) -> None:
+        """A space of one unit: query heads with the one key and value that they share."""
+        draft = Draft(self.name(group[0][0], "heads"), 1, Symmetry.PERMUTATION)
+        self.drafts[(-1 - len(self.drafts),)] = draft
+        for name, k, place in group:
+            self.file(draft, self.role(name, k), name, k, place)
 
     def rank(self, draft: Draft, order: dict[str, int]) -> tuple[int, int]:
         """Topological position: the input, then spaces by the first parameter that writes them."""

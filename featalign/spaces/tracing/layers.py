@@ -212,7 +212,7 @@ def _repeated(shared: Dim, wanted: Dim) -> Dim:
     """Key-value heads that serve several query heads each: a product with a constant axis."""
     if shared.node is None or shared.size == wanted.size or wanted.size % shared.size:
         return shared
-    members = Node(wanted.size // shared.size, Symmetry.PERMUTATION, "members")
+    members = Node(wanted.size // shared.size, Symmetry.PERMUTATION, "heads")
     return Dim(wanted.size, product([shared.node, members]))
 
 
