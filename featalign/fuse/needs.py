@@ -119,10 +119,13 @@ def reducible(problem: FusionProblem) -> str | None:
     known = {writer.weight: writer for writer in problem.writers}
     whole = whole_layers(graph)
     inner = {space.name for layer in whole for space in layer.inside}
+    heads = {layer.heads.name for layer in whole}
     kept = {axis.parameter for layer in whole if layer.channels for axis in layer.heads.writers}
     for space in graph.hidden:
         if any(other[space.name].symmetry is Symmetry.PINNED for other in problem.graphs):
             return f"space '{space.name}' keeps its basis in some client"
+        if space.is_gauge and space.name not in inner | heads:
+            return f"heads around '{space.name}' keep their places, as ALiBi's slopes make them, and cannot be picked"
         for axis in space.readers:
             writer = known.get(axis.parameter)
             if writer is None and space.name in inner and axis.parameter in kept:
@@ -171,7 +174,7 @@ def _unpicked(layer: Heads) -> str | None:
     for base in layer.inside:
         if any(axis.parameter not in inside for axis in base.writers):
             return (
-                f"all heads of '{layer.heads.name}' share one key and value, and only heads with their own are picked"
+                f"all heads of '{layer.heads.name}' share one key and value, and which weights hold them was not found"
             )
     return None
 

@@ -203,16 +203,29 @@ def _parameters(module: nn.Module, graph: SpaceGraph, events: Sequence[Event]) -
     parameters = dict(module.named_parameters())
     for name, weight in parameters.items():
         owner = name.rpartition(".")[0]
-        ins = tuple(d for d in range(weight.dim()) if (name, d) in reads)
-        free = (d for d in range(weight.dim()) if d not in ins)
-        outs = tuple(d for d in free if (name, d) in writes or weight.shape[d] == 1)  # of one key for all heads, too
-        if owner in layers or not ins or len(ins) + len(outs) != weight.dim() or weight.dim() < 2:
-            continue
-        shape = [weight.shape[d] for d in outs]
-        biases = [n for n, p in parameters.items() if n.rpartition(".")[0] == owner and list(p.shape) == shape]
-        found = _match(weight.permute(ins + outs), len(ins), {n: parameters[n] for n in biases if n != name}, events)
-        if found is not None:
-            yield Writer(name, name, found[2], found[0], found[1], outs, ins, 1, layered=False)
+        for ins, outs in () if owner in layers else _sides(name, weight, reads, writes):
+            shape = [weight.shape[d] for d in outs]
+            biases = [n for n, p in parameters.items() if n.rpartition(".")[0] == owner and list(p.shape) == shape]
+            found = _match(
+                weight.permute(ins + outs), len(ins), {n: parameters[n] for n in biases if n != name}, events
+            )
+            if found is not None:
+                yield Writer(name, name, found[2], found[0], found[1], outs, ins, 1, layered=False)
+                break
+
+
+def _sides(
+    name: str, weight: torch.Tensor, reads: set[tuple[str, int]], writes: set[tuple[str, int]]
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The dimensions that read and those that write; one of one entry (a single head) may lie on either side."""
+    dims = range(weight.dim())
+    ins = tuple(d for d in dims if (name, d) in reads)
+    outs = tuple(d for d in dims if (name, d) in writes and d not in ins)
+    single = tuple(d for d in dims if weight.shape[d] == 1 and d not in ins + outs)
+    if ins and weight.dim() > 1 and len(ins + outs + single) == weight.dim():
+        yield ins, tuple(sorted(outs + single))
+        if single:
+            yield tuple(sorted(ins + single)), outs
 
 
 def _match(

@@ -125,13 +125,10 @@ class Mixer(nn.Module):
 class Attention(nn.Module):
     """`nn.MultiheadAttention` on four tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: int = 2) -> None:
         super().__init__()
-        self.embed, self.attention, self.o = (
-            nn.Linear(3, 8),
-            nn.MultiheadAttention(8, 2, batch_first=True),
-            nn.Linear(8, 5),
-        )
+        self.embed, self.attention = nn.Linear(3, 8), nn.MultiheadAttention(8, heads, batch_first=True)
+        self.o = nn.Linear(8, 5)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.embed(x.reshape(-1, 4, 3))
@@ -235,7 +232,8 @@ MODULES |= {
     "loop": Loop, "shared-readout": SharedReadout, "wide-and-deep": WideAndDeep, "two-heads": TwoHeads, "skip": Skip,
     "softmax-behind": lambda: Behind("softmax"), "temperature-behind": lambda: Behind("temperature"),
     "log-softmax-behind": lambda: Behind("log-softmax"), "residual": lambda: Residual(False),
-    "residual-norm": lambda: Residual(True), "glu": Gated, "mixer": Mixer, "attention": Attention, "masked": Masked,
+    "residual-norm": lambda: Residual(True), "glu": Gated, "mixer": Mixer, "attention": Attention,
+    "one-head": lambda: Attention(1), "masked": Masked,
     "grouped-attention": GroupedAttention, "shared-attention": lambda: GroupedAttention(1),
     "cross-attention": CrossAttention,
     "encoder-norm-first": lambda: Encoder(True, depth=2), "encoder-norm-last": lambda: Encoder(False),

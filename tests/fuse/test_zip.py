@@ -304,8 +304,12 @@ def with_negated_queries_and_keys(module):
     return flipped
 
 
-@pytest.mark.parametrize("make", [llama(1), hooked(1), packed], ids=["llama", "hooked", "packed"])
-def test_heads_that_share_one_key_and_value_are_picked_with_it(make):
+SHARED = {"llama": llama(1), "hooked": hooked(1), "packed": packed}
+SINGLE = {"one-head-llama": llama(1, 1), "one-head-hooked": hooked(1, 1)}
+
+
+@pytest.mark.parametrize("make", [*SHARED.values(), *SINGLE.values()], ids=[*SHARED, *SINGLE])
+def test_heads_are_picked_with_the_one_key_and_value_of_their_layer(make):
     a, b = client(make, seed=1), client(make, seed=2)
     found = problem([a, b], TOKENS)
     fused, flipped = solve(found, "zip"), solve(problem([a, with_negated_queries_and_keys(b)], TOKENS), "zip")
@@ -322,6 +326,18 @@ def test_heads_that_share_one_key_and_value_are_picked_with_it(make):
 def test_what_lies_inside_attention_is_no_layer_to_look_at(make):
     shown = [space for space in trace(client(make), TOKENS[:2]).hidden if not space.is_gauge]
     assert len(shown) == 3  # the stream and two hidden layers
+
+
+def test_heads_that_keep_their_places_are_refused():
+    def bloom(seed):
+        from transformers import BloomConfig, BloomForCausalLM
+
+        return BloomForCausalLM(BloomConfig(vocab_size=11, hidden_size=24, n_layer=1, n_head=4))
+
+    module = client(bloom)
+    found = problem([module, copy.deepcopy(module)], TOKENS)
+    assert "keep their places" in available(found)["zip"]
+    assert torch.allclose(outputs(solve(found, "ot-acts").module, TOKENS), outputs(module, TOKENS), atol=1e-4)
 
 
 def test_a_shared_key_that_nothing_ties_to_its_heads_is_refused():

@@ -13,7 +13,7 @@ from featalign.spaces.tracing.axes import Node, Place, places
 from featalign.spaces.tracing.groups import Group, single_groups
 from featalign.spaces.tracing.registry import Origin
 from featalign.spaces.tracing.running import run
-from featalign.spaces.tracing.sites import Views, before_and_after, sightings_by_leaf
+from featalign.spaces.tracing.sites import Views, as_one_unit, before_and_after, sightings_by_leaf
 from featalign.spaces.tracing.tracer import Tracer
 
 log = logging.getLogger(__name__)
@@ -74,9 +74,10 @@ class Assembly:
                         self.draft(name, k, node)
         for name, k, node in axes:
             self.place(name, k, node)
-        for group in single_groups(axes, self.role):
-            self.gather(group)
         views = sightings_by_leaf(self.module, self.tracer)
+        for group in single_groups(axes, self.role):
+            key = self.gather(group)
+            views[key] = as_one_unit(views.get(id(group.leaf), []), group.leaf.size, self.module, self.tracer)
         order = {name: index for index, name in enumerate(self.tracer.used)}
         layers = tuple(self.layers())
         drafts = sorted(self.drafts.values(), key=lambda draft: self.rank(draft, order))
@@ -145,12 +146,13 @@ class Assembly:
         for alias in self.aliases[id(self.tracer.parameters[name].tensor)]:
             draft.axes[role].append(Axis(alias, k, place.repeat, place.tile, place.offset))
 
-    def gather(self, group: Group) -> None:
-        """A space of one unit: query heads with the one key and value that they share."""
-        draft = Draft(self.name(group[0][0], "heads"), 1, Symmetry.PERMUTATION)
-        self.drafts[(-1 - len(self.drafts),)] = draft
-        for name, k, place in group:
+    def gather(self, group: Group) -> int:
+        """Open a space of one unit, all of an attention layer with one key and value; returns the draft's key."""
+        draft, key = Draft(self.name(group.places[0][0], "heads"), 1, Symmetry.PERMUTATION), -1 - len(self.drafts)
+        self.drafts[key,] = draft
+        for name, k, place in group.places:
             self.file(draft, self.role(name, k), name, k, place)
+        return key
 
     def rank(self, draft: Draft, order: dict[str, int]) -> tuple[int, int]:
         """Topological position: the input, then spaces by the first parameter that writes them."""

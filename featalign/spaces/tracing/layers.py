@@ -228,7 +228,8 @@ def attention(call: Call) -> list[Dims]:
     for dim in heads:
         dim.constrain(Symmetry.PERMUTATION, "heads")
     if keys[-1].size > 1:
-        unite(queries[-1].solid, keys[-1].solid).constrain(Symmetry.ORTHOGONAL, "qk")
+        unite(queries[-1].solid, keys[-1].solid)
+        constrain_all((queries[-1], keys[-1]), Symmetry.ORTHOGONAL, "qk")
     tokens = broadcast([keys[-2:-1], values[-2:-1]])
     constrain_all((*tokens, queries[-2]), Symmetry.PERMUTATION)
     values[-1].constrain(Symmetry.LINEAR, "ov")

@@ -45,4 +45,4 @@ def contract(call: Call, left: Value, right: Value, inner_left: Dim, inner_right
     elif left.weight:
         call.tracer.role([inner_left], "reader")
     else:
-        shared.constrain(Symmetry.ORTHOGONAL, "qk")
+        constrain_all((inner_left, inner_right), Symmetry.ORTHOGONAL, "qk")  # two axes still where both are pinned

@@ -144,8 +144,8 @@ def merge_origins(dims: Dims, rows: Sequence[Dims]) -> Dims:
     return tuple(result)
 
 
-def constrain_all(dims: Dims, symmetry: Symmetry) -> Dims:
+def constrain_all(dims: Dims, symmetry: Symmetry, label: str = "") -> Dims:
     """Constrain every dimension."""
     for dim in dims:
-        dim.constrain(symmetry)
+        dim.constrain(symmetry, label)
     return dims

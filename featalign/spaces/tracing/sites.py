@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -55,16 +56,31 @@ def _seen(module: nn.Module, sighting: Sighting) -> Iterator[tuple[int, Site]]:
 
 def _site(module: nn.Module, sighting: Sighting, dim: int, place: Place, whole: bool) -> Site:
     """A site; its dimension is left out where the module's type says it."""
-    part = module.get_submodule(sighting.module)
-    rank = len(sighting.dims)
-    channels = isinstance(part, (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm))
-    usual = 1 if channels and rank > 2 else rank - 1
     paired = _paired(sighting.dims, dim, place.leaf)
     if whole:
-        return Site(sighting.module, sighting.side, None if dim == usual else dim, paired=paired)
+        return Site(sighting.module, sighting.side, None if dim == _usual(module, sighting) else dim, paired=paired)
     return Site(
         sighting.module, sighting.side, dim, place.leaf.size, place.repeat, place.tile, place.offset, paired=paired
     )
+
+
+def _usual(module: nn.Module, sighting: Sighting) -> int:
+    """The dimension that holds units by the module's type."""
+    rank = len(sighting.dims)
+    channels = isinstance(
+        module.get_submodule(sighting.module), (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
+    )
+    return 1 if channels and rank > 2 else rank - 1
+
+
+def as_one_unit(views: Views, size: int, module: nn.Module, tracer: Tracer) -> Views:
+    """The views of `size` units as those of a single one that holds them all."""
+    usual = {(seen.module, seen.side): _usual(module, seen) for seen in tracer.sightings if seen.module}
+    found = []
+    for site, version in views:
+        dim = usual[site.module, site.side] if site.dim is None else site.dim
+        found.append((replace(site, dim=dim, size=1, repeat=site.repeat * size), version))
+    return found
 
 
 def _paired(dims: Dims, dim: int, leaf: Node) -> bool:
