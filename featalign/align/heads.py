@@ -132,16 +132,21 @@ def match_heads(
 ) -> tuple[SpaceMap, dict[str, torch.Tensor]]:
     """Map of the heads, and the gauge `[heads, width, width]` of every basis inside them.
 
-    `maps` are those of the other spaces; `source` and `target` are state dicts.
+    `maps` are those of the other spaces, as far as they are matched: weights whose other side is not say nothing;
+    `source` and `target` are state dicts.
     """
     pieces = pieces_of(graph, maps)
+    known = {space.name for space in graph.spaces if space.pinned} | set(maps) | {layer.heads.name}
+    known |= {space.name for space in layer.inside if space != layer.members}
     mine: dict[str, torch.Tensor] = {}
     theirs: dict[str, torch.Tensor] = {}
     for space in layer.inner:
         names = {axis.parameter for axis in (*space.writers, *space.readers)}
-        moved_state = {name: moved_tensor(source[name], name, pieces) for name in names}
+        settled = {name for name in names if set(graph.by_parameter[name]) <= known} or names
+        moved_state = {name: moved_tensor(source[name], name, pieces) for name in settled}
         mine[space.name] = torch.cat([block for _, _, block in _blocks(layer, space, moved_state)], 2)
-        theirs[space.name] = torch.cat([block for _, _, block in _blocks(layer, space, target)], 2)
+        same_state = {name: target[name] for name in settled}
+        theirs[space.name] = torch.cat([block for _, _, block in _blocks(layer, space, same_state)], 2)
     similarity: Any = 0
     for space in layer.inner:
         a, b = mine[space.name], theirs[space.name]

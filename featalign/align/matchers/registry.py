@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from featalign.align.heads import attention_layers, gauged_state, inner_map, match_heads, match_nested
+from featalign.align.heads import Heads, attention_layers, gauged, gauged_state, inner_map, match_heads, match_nested
 from featalign.align.maps import ROTATIONS, Alignment, SpaceMap
 from featalign.align.pair import Clients, Pair
 from featalign.align.weights import match_weights
 from featalign.errors import BadOption
 from featalign.options import bind_options
 from featalign.registry import Registry
-from featalign.spaces.graph import Space
+from featalign.spaces.graph import Space, SpaceGraph
 
 Function = Callable[..., SpaceMap]
 SPACES = ("any", "units", "rotations")
@@ -95,40 +95,62 @@ def align(clients: Clients, name: str, **options: Any) -> Alignment:
 
     Spaces go in topological order. Where the matcher is not meant for a space, the one it names takes over. Spaces in
     which samples do not correspond before other spaces are matched (token mixing, groups) come last, together, by
-    weights; then heads.
+    weights; then heads; then, by weights, what only heads write, and heads once more.
     """
     chosen = MATCHERS[name]
     bound = bind_options(chosen.function, options, f"matcher '{name}'")
     graph = clients.graphs[0]
     layers = attention_layers(graph) if chosen.gauge else []
     inside = {space.name for layer in layers for space in (layer.heads, *layer.inner)}
-    maps: dict[str, SpaceMap] = {}
+    found = _Found(clients, layers)
+    behind = [] if chosen.paired else [space for space in graph.hidden if _written_by(graph, space, inside)]
     for space in graph.hidden:
-        if space.name in inside:
+        if space.name in inside or space in behind:
             continue
-        pair = Pair(clients, space.name, dict(maps))
+        pair = Pair(clients, space.name, dict(found.maps))
         used = chosen if chosen.admits(space) else MATCHERS[chosen.otherwise]
         if used.paired and not pair.paired:
             continue
-        maps[space.name] = used.function(pair, **(bound if used is chosen else {}))
-    if any(space.name not in maps and space.name not in inside for space in graph.hidden):
-        fixed = {
-            **maps,
-            **{space.name: SpaceMap.identity(space.size) for space in graph.hidden if space.name in inside},
-        }
-        found = match_weights(*clients.modules, *clients.graphs, seed=clients.seed, fixed=fixed)
-        maps = {name: found.maps[name] for name in found.maps if name not in inside}
-    gauge: dict[str, torch.Tensor] = {}
-    source, target = (module.state_dict() for module in clients.modules)
-    groups, nested = ([layer for layer in layers if layer.nested is kind] for kind in (False, True))
-    for layer in (*groups, *nested, *(groups if nested else ())):  # groups again once the heads within them are matched
-        if layer.nested:
-            gauged = gauged_state(clients.modules[0], graph, gauge)
-            maps[layer.heads.name] = match_nested(layer, graph, maps, gauged, target)
-            continue
-        others = {name: found for name, found in maps.items() if name != layer.heads.name}
-        maps[layer.heads.name], turned = match_heads(layer, graph, others, source, target)
-        gauge.update(turned)
-        maps.update({space.name: inner_map(space) for space in layer.inner})
-    ordered = {space.name: maps[space.name] for space in graph.hidden}
-    return Alignment(ordered, gauge)
+        found.maps[space.name] = used.function(pair, **(bound if used is chosen else {}))
+    known = inside | {space.name for space in behind}
+    if any(space.name not in found.maps and space.name not in known for space in graph.hidden):
+        fixed = {space.name: SpaceMap.identity(space.size) for space in graph.hidden if space.name in known}
+        joint = match_weights(*clients.modules, *clients.graphs, seed=clients.seed, fixed={**found.maps, **fixed})
+        found.maps = {name: joint.maps[name] for name in joint.maps if name not in known}
+    found.match_heads()
+    for space in behind:
+        turned = replace(clients, modules=(gauged(clients.modules[0], graph, found.gauge), clients.modules[1]))
+        found.maps[space.name] = chosen.function(Pair(turned, space.name, dict(found.maps)), **bound)
+    if behind:
+        found.match_heads()
+    return Alignment({space.name: found.maps[space.name] for space in graph.hidden}, found.gauge)
+
+
+def _written_by(graph: SpaceGraph, space: Space, inside: set[str]) -> bool:
+    """Whether every weight that writes a space reads heads, so that weights tell nothing before heads are matched."""
+    weights = {a.parameter for a in space.writers if not a.parameter.endswith("bias")}
+    return space.name not in inside and all(inside & set(graph.by_parameter[name]) for name in weights)
+
+
+@dataclass
+class _Found:
+    """The maps and the gauge while a network is matched."""
+
+    clients: Clients
+    layers: Sequence[Heads]
+    maps: dict[str, SpaceMap] = field(default_factory=dict)
+    gauge: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def match_heads(self) -> None:
+        """Match all heads by the maps of the other spaces; groups again once the heads within them are matched."""
+        graph, (source, target) = self.clients.graphs[0], (module.state_dict() for module in self.clients.modules)
+        groups, nested = ([layer for layer in self.layers if layer.nested is kind] for kind in (False, True))
+        for layer in (*groups, *nested, *(groups if nested else ())):
+            if layer.nested:
+                turned = gauged_state(self.clients.modules[0], graph, self.gauge)
+                self.maps[layer.heads.name] = match_nested(layer, graph, self.maps, turned, target)
+                continue
+            others = {name: found for name, found in self.maps.items() if name != layer.heads.name}
+            self.maps[layer.heads.name], turned = match_heads(layer, graph, others, source, target)
+            self.gauge.update(turned)
+            self.maps.update({space.name: inner_map(space) for space in layer.inner})
