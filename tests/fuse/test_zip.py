@@ -296,10 +296,10 @@ def with_negated_queries_and_keys(module):
     flipped = copy.deepcopy(module)
     with torch.no_grad():
         for name, weight in flipped.named_parameters():
-            kind = name.rpartition(".")[2] if "_" in name.rpartition(".")[2] else name.split(".")[-2]
-            if kind in ("q_proj", "k_proj", "W_Q", "b_Q", "_W_K", "_b_K"):
+            parts = set(name.split("."))
+            if parts & {"q_proj", "k_proj", "W_Q", "b_Q", "_W_K", "_b_K"}:
                 weight.neg_()
-            elif kind == "c_attn":
+            elif "c_attn" in parts:
                 weight[: 24 + 6].neg_()
     return flipped
 

@@ -103,7 +103,11 @@ def align(clients: Clients, name: str, **options: Any) -> Alignment:
     layers = attention_layers(graph) if chosen.gauge else []
     inside = {space.name for layer in layers for space in (layer.heads, *layer.inner)}
     found = _Found(clients, layers)
-    behind = [] if chosen.paired else [space for space in graph.hidden if _written_by(graph, space, inside)]
+    behind = [
+        space
+        for space in graph.hidden
+        if not chosen.paired and chosen.admits(space) and _written_by(graph, space, inside)
+    ]
     for space in graph.hidden:
         if space.name in inside or space in behind:
             continue
@@ -118,10 +122,10 @@ def align(clients: Clients, name: str, **options: Any) -> Alignment:
         joint = match_weights(*clients.modules, *clients.graphs, seed=clients.seed, fixed={**found.maps, **fixed})
         found.maps = {name: joint.maps[name] for name in joint.maps if name not in known}
     found.match_heads()
-    for space in behind:
-        turned = replace(clients, modules=(gauged(clients.modules[0], graph, found.gauge), clients.modules[1]))
-        found.maps[space.name] = chosen.function(Pair(turned, space.name, dict(found.maps)), **bound)
     if behind:
+        turned = replace(clients, modules=(gauged(clients.modules[0], graph, found.gauge), clients.modules[1]))
+        for space in behind:
+            found.maps[space.name] = chosen.function(Pair(turned, space.name, dict(found.maps)), **bound)
         found.match_heads()
     return Alignment({space.name: found.maps[space.name] for space in graph.hidden}, found.gauge)
 
@@ -129,7 +133,8 @@ def align(clients: Clients, name: str, **options: Any) -> Alignment:
 def _written_by(graph: SpaceGraph, space: Space, inside: set[str]) -> bool:
     """Whether every weight that writes a space reads heads, so that weights tell nothing before heads are matched."""
     weights = {a.parameter for a in space.writers if not a.parameter.endswith("bias")}
-    return space.name not in inside and all(inside & set(graph.by_parameter[name]) for name in weights)
+    reads_heads = [bool(inside & set(graph.by_parameter[name])) for name in weights]
+    return space.name not in inside and bool(weights) and all(reads_heads)
 
 
 @dataclass

@@ -33,7 +33,7 @@ def single_groups(axes: Sequence[Entry], role: Role) -> Iterator[Group]:
     for entry in axes:
         dims.setdefault(entry[0], []).append(entry)
     yield from _shared(axes, dims, role)
-    yield from _alone([entry for entry in axes if not any(_heads(node) for _, _, node in dims[entry[0]])], role)
+    yield from _alone([entry for entry in axes if not any(_heads(node) for _, _, node in dims[entry[0]])], dims, role)
 
 
 def _shared(axes: Sequence[Entry], dims: dict[str, list[Entry]], role: Role) -> Iterator[Group]:
@@ -54,14 +54,13 @@ def _shared(axes: Sequence[Entry], dims: dict[str, list[Entry]], role: Role) -> 
             yield Group(leaf, [*whole, *shared])
 
 
-def _alone(axes: Sequence[Entry], role: Role) -> Iterator[Group]:
+def _alone(axes: Sequence[Entry], dims: dict[str, list[Entry]], role: Role) -> Iterator[Group]:
     """One head: a query, a key and a value in the same module, and what reads the value."""
     layers: dict[str, Places] = {}
     for name, k, node in axes:
         for place in _parts(node):
             layers.setdefault(_around(name), []).append((name, k, place))
     for found in layers.values():
-        dims = {name: [entry for entry in axes if entry[0] == name] for name, _, _ in found}
         written = _whole([(name, k, place) for name, k, place in found if role(name, k) == "writer"], dims)
         values = {id(leaf): leaf for leaf in _labelled(written, "ov")}
         read = [
